@@ -1,0 +1,177 @@
+"""Every named experiment. The only file that an ablation or a baseline touches."""
+
+import dataclasses
+import difflib
+
+from cfmodel.config import (
+    CodecConfig,
+    Experiment,
+    Family,
+    Geometry,
+    MemoryConfig,
+    ModelConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+    diff,
+    put,
+    vary,
+)
+
+FAMILIES: tuple[Family, ...] = ("nano", "tiny", "wan-1.3b")
+DEFAULT_FAMILY: Family = "tiny"
+
+TINY_STUDENT = "tiny-first"
+NANO_RANDOM = "nano-random"
+WAN_STUDENT = "context-forcing"
+
+
+def ours(family: Family) -> Experiment:
+    """The method: sink 3 + slow 12 + fast 6, promotion by surprisal, bounded positions."""
+    match family:
+        case "nano":
+            return Experiment(
+                name="ours",
+                label="Ours",
+                family=family,
+                geometry=Geometry(height=64, width=64),
+                model=ModelConfig(
+                    layers=2, width=48, heads=2, ffn=96, text_width=24, text_tokens=4
+                ),
+                memory=MemoryConfig(decision="shared"),
+                sample=SampleConfig(shift=1.0),
+                train=TrainConfig(),
+                codec=CodecConfig(
+                    widths=(16, 16, 8), encoder_width=8, patch=2, space=(2, 2), time=(2, 2)
+                ),
+                text=TextConfig(width=24, layers=1, heads=2, ffn=48, tokens=4),
+                weights=NANO_RANDOM,
+            )
+        case "tiny":
+            return Experiment(
+                name="ours",
+                label="Ours",
+                family=family,
+                geometry=Geometry(height=80, width=128),
+                model=ModelConfig(
+                    layers=6, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
+                ),
+                memory=MemoryConfig(decision="shared"),
+                sample=SampleConfig(shift=1.0),
+                train=TrainConfig(),
+                codec=CodecConfig(
+                    widths=(96, 64, 48), encoder_width=48, patch=2, space=(2, 2), time=(2, 2)
+                ),
+                text=TextConfig(),
+                weights=TINY_STUDENT,
+            )
+        case "wan-1.3b":
+            return Experiment(
+                name="ours",
+                label="Ours",
+                family=family,
+                geometry=Geometry(),
+                model=ModelConfig(
+                    layers=30, width=1536, heads=12, ffn=8960, text_width=4096, text_tokens=512
+                ),
+                memory=MemoryConfig(),
+                sample=SampleConfig(),
+                train=TrainConfig(),
+                codec=CodecConfig(kind="wan"),
+                text=TextConfig(kind="umt5", width=4096, tokens=512),
+                weights=WAN_STUDENT,
+            )
+
+
+def ablations(base: Experiment) -> list[Experiment]:
+    """Rows that differ from ``base`` in one field; the paper's Table 3 first, in its order."""
+    return [
+        vary(base, "memory.promotion", "uniform-1", name="uniform-1", label="Uniform, every chunk"),
+        vary(base, "memory.promotion", "uniform-2", name="uniform-2", label="Uniform, every 2nd chunk"),
+        vary(base, "train.stage", "dmd", name="no-cdmd", label="w/o contextual distillation", retrain=True),
+        vary(base, "memory.positions", "absolute", name="absolute", label="w/o bounded positions"),
+        vary(base, "memory.slow", 0, name="no-slow", label="w/o slow memory"),
+        vary(base, "memory.sink", 0, name="no-sink", label="w/o sink"),
+        vary(base, "memory.promotion", "surprisal-1", name="surprisal-1", label="Surprisal, every chunk"),
+        vary(base, "memory.tau", 0.9, name="tau-0.90", label="tau = 0.90"),
+    ]
+
+
+def baseline(base: Experiment, name: str, label: str, **memory: object) -> Experiment:
+    """Another method's memory on the base's weights (section 9 of the method reference)."""
+    changed = dataclasses.replace(base.memory, **memory)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(base, name=name, label=label, base=base.name, memory=changed)
+
+
+def baselines(base: Experiment) -> list[Experiment]:
+    """Published systems as memory policies; windows count the current chunk."""
+    return [
+        baseline(base, "self-forcing", "Self Forcing", sink=0, slow=0, fast=21, positions="absolute"),
+        baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
+        baseline(base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"),
+        baseline(base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"),
+        baseline(base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"),
+        baseline(base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"),
+        baseline(base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"),
+    ]
+
+
+def presets(family: Family = DEFAULT_FAMILY) -> dict[str, Experiment]:
+    """All rows of a family by name: ours, its ablations, the baselines."""
+    base = ours(family)
+    rows = [base, *ablations(base), *baselines(base)]
+    table = {row.name: row for row in rows}
+    if len(table) != len(rows):
+        raise RuntimeError("two presets share a name")
+    return table
+
+
+def preset(name: str, overrides: tuple[str, ...] = ()) -> Experiment:
+    """The experiment called ``family`` or ``family/row`` or ``row`` (of the default family).
+
+    ``overrides`` are ``path=value`` strings; such a run is named ``custom-<key>``.
+
+    Raises:
+        ValueError: unknown family, row or field; the message lists close names.
+
+    Example:
+        >>> preset("tiny/no-slow").memory.slow
+        0
+    """
+    head, _, rest = name.partition("/")
+    family, row = (head, rest or "ours") if head in FAMILIES else (DEFAULT_FAMILY, name)
+    table = presets(family)
+    if row not in table:
+        known = [*FAMILIES, *table]
+        near = difflib.get_close_matches(name, known) or known
+        raise ValueError(f"unknown preset {name!r}; try one of {', '.join(near)}")
+    return override(table[row], overrides)
+
+
+def override(base: Experiment, overrides: tuple[str, ...]) -> Experiment:
+    """``base`` with ``path=value`` strings applied; play only, tables leave such runs out."""
+    changed = base
+    for item in overrides:
+        path, eq, text = item.partition("=")
+        if not eq:
+            raise ValueError(f"--set {item!r}: expected path=value, as in memory.tau=0.9")
+        changed = put(changed, path, _parse(text))
+    if changed is base:
+        return base
+    return dataclasses.replace(changed, name=f"custom-{changed.key()}", base=base.name)
+
+
+def _parse(text: str) -> object:
+    if text.lower() in ("none", "null"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def describe(a: Experiment, b: Experiment) -> list[str]:
+    """Lines ``path: value -> value`` for the fields in which two presets differ."""
+    return [f"{path}: {x!r} -> {y!r}" for path, x, y in diff(a, b)]
