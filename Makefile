@@ -1,0 +1,101 @@
+# make reproduce   films, scores, table, curves and gallery of the tiny world (about 10 minutes on two cores)
+# make test        lint, types, import contracts and tests (under 10 minutes on two cores)
+#
+# Both set everything up in .venv first; a second call installs nothing.
+
+PROMPTS ?= 2
+SEEDS ?= 1
+SECONDS ?= 60
+OUT ?= out/reproduce
+
+BIN := .venv/bin
+# The set-up is redone when what it installs changes, or when the checkout has moved.
+KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
+CORE := .venv/.installed-core-$(KEY)
+DEV := .venv/.installed-dev-$(KEY)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce test lint format coverage preview clean
+
+help:
+	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
+
+reproduce: $(CORE)
+	$(BIN)/cfbench run --prompts $(PROMPTS) --seeds $(SEEDS) --seconds $(SECONDS) --out $(OUT)
+	@echo "report page: $(CURDIR)/$(OUT)/index.html"
+
+# One torch thread a worker: workers share the cores instead of fighting for them.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+## lint        style, types and import contracts alone
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+## format      apply the formatter and the safe fixes
+format: $(DEV)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+## coverage    tests with a line and branch report
+coverage: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --cov --cov-report=term
+
+## preview     a contact sheet of the tiny world, in out/
+preview: $(CORE)
+	mkdir -p out
+	$(BIN)/python -m cfmodel.tinyworld preview --out out/tinyworld.png
+
+## clean       remove .venv, caches and build leftovers; films and results in out/ stay
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info .coverage*
+	find cfmodel cfbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up ---------------------------------------------------------------------------------------
+
+# An environment that is whole is kept; one that was cut short or moved is made anew.
+define ENVIRONMENT
+set -e; \
+if .venv/bin/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+for python in $(PYTHON) python3 python3.11 python3.12 python3.13 python; do \
+    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+        echo "creating .venv with $$("$$python" --version)"; \
+        "$$python" -m venv --clear .venv || { \
+            echo "could not create .venv; on Debian and Ubuntu install python3-venv first" >&2; exit 2; }; \
+        exit 0; \
+    fi; \
+done; \
+echo "no Python of 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+exit 2
+endef
+
+# Only Linux on x86-64 has two builds to choose from. The dry run resolves torch alone and reads
+# metadata; whatever it meets, the installation below decides and reports.
+define WARN_CUDA_BUILD
+if [ "$$(uname -sm)" = "Linux x86_64" ] && ! ls /dev/nvidia[0-9]* /dev/dxg >/dev/null 2>&1 && \
+    ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
+    if $(BIN)/python -m pip install --dry-run --quiet --no-deps --report - -c constraints.txt torch 2>/dev/null \
+        | $(BIN)/python -c 'import json, sys; v = json.load(sys.stdin)["install"][0]["metadata"]["version"]; sys.exit("+" in v)' 2>/dev/null; then \
+        echo "note: no NVIDIA GPU here, yet pip resolves torch to its CUDA build (about 3 GB; it runs on CPUs too). For the small CPU build, offer pip PyTorch's own CPU wheels through PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, then run make clean and this command again." >&2; \
+    fi; \
+fi
+endef
+
+define INSTALL
+@$(ENVIRONMENT)
+@$(WARN_CUDA_BUILD)
+$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(1)
+@rm -f .venv/.installed-*
+endef
+
+$(CORE):
+	$(call INSTALL,.)
+	@touch $@
+
+$(DEV):
+	$(call INSTALL,'.[dev]')
+	@touch $(CORE) $@
