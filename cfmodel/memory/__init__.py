@@ -1,0 +1,1 @@
+"""Memories of past latent frames, read by the network and changed at a chunk's commit."""

@@ -1,0 +1,40 @@
+"""What a memory is to the rest: read while a chunk is denoised, changed when it is done."""
+
+from typing import Literal, NamedTuple, Protocol
+
+from cfmodel.nn.attention import ChunkKV, KVView
+
+Role = Literal["sink", "slow", "fast"]
+
+
+class FrameSlot(NamedTuple):
+    """One remembered latent frame: absolute index, why it is kept, its next temporal position."""
+
+    frame: int
+    role: Role
+    position: int
+
+
+class Memory(Protocol):
+    """Keys and values of past frames, for each layer."""
+
+    @property
+    def frames(self) -> int:
+        """Latent frames committed so far."""
+        ...
+
+    def slots(self, layer: int, sample: int = 0) -> tuple[FrameSlot, ...]:
+        """What a layer remembers of one film, in the order of positions; for tests and plots."""
+        ...
+
+    def view(self, layer: int, new_frames: int) -> KVView:
+        """What a layer may attend to while ``new_frames`` are denoised."""
+        ...
+
+    def commit(self, chunk: ChunkKV) -> None:
+        """Take in a finished chunk: once, after its clean pass, all layers together."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything."""
+        ...

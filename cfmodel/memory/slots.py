@@ -1,0 +1,303 @@
+"""Sink + slow + fast memory of latent frames: every preset is one configuration of it.
+
+Dims: B batch, N layers, F new frames, T remembered frames, P tokens a frame, H heads, D head dim.
+
+Storage is one preallocated buffer whose frame slots never move: sink, then fast and slow as rings.
+Attention is free of order given positions, so nothing is shifted.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Geometry, MemoryConfig, ModelConfig
+from cfmodel.memory import select
+from cfmodel.memory.base import FrameSlot, Role
+from cfmodel.memory.positions import Placement, place
+from cfmodel.nn.attention import ChunkKV, KVView
+
+GROWTH_CHUNKS = 16
+"""Chunks by which an endless memory grows, so that a commit seldom copies it."""
+
+
+class Promotion(NamedTuple):
+    """One test of a candidate, kept for histograms. ``cosine`` is None under a uniform rule."""
+
+    chunk: int
+    layer: int
+    sample: int
+    cosine: float | None
+    kept: bool
+
+
+class _Held(NamedTuple):
+    frame: int
+    role: Role
+    slot: int
+
+
+@dataclass
+class _Layout:
+    """Host and device form of a view's bookkeeping for one number of new frames."""
+
+    slots: list[list[int]] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    valid: list[Tensor | None] = field(default_factory=list)
+
+
+class SlotMemory:
+    """The memory of a batch of films. Decisions are per film: none depends on its batch mates.
+
+    ``fast`` counts the chunk being generated, so ``fast - new frames`` past frames are held there;
+    frames of the sink are not held twice. The first latent of a promoted chunk is copied to slow
+    memory, and stays in fast memory too until it leaves the window.
+
+    Attributes:
+        promotions: every test of a candidate so far.
+
+    Source: arXiv:2602.06028 section 3; deviations: promotion is tested once a chunk, at the clean
+    commit, against the previous committed chunk, and at a two-chunk interval.
+    """
+
+    def __init__(
+        self,
+        config: MemoryConfig,
+        geometry: Geometry,
+        model: ModelConfig,
+        *,
+        batch: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch}: expected at least one film")
+        if config.fast is not None and config.fast < geometry.chunk:
+            raise ValueError(
+                f"memory.fast={config.fast} is smaller than geometry.chunk={geometry.chunk}; "
+                f"use >= {geometry.chunk}"
+            )
+        self.config = config
+        self.geometry = geometry
+        self.batch = batch
+        self.layers = model.layers
+        self._device = torch.device(device)
+        chunk = geometry.chunk
+        self._past = None if config.fast is None else config.fast - chunk
+        size = config.sink + config.slow
+        size += GROWTH_CHUNKS * chunk if self._past is None else self._past
+        # Endless fast memory is last, so that it can grow; otherwise slow is, since it fills last
+        # and what is held is then a prefix, which needs no copy.
+        self._fast_at = config.sink + (config.slow if self._past is None else 0)
+        self._slow_at = config.sink + (0 if self._past is None else self._past)
+        shape = (model.layers, batch, size, geometry.tokens_per_frame, model.heads, model.head_dim)
+        self._k = torch.zeros(shape, device=self._device, dtype=dtype)
+        self._v = torch.zeros(shape, device=self._device, dtype=dtype)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; the buffers stay."""
+        self._frames = 0
+        self._slow = [
+            [deque[tuple[int, int]](maxlen=self.config.slow) for _ in range(self.batch)]
+            for _ in range(self.layers)
+        ]
+        self._promoted = [[0] * self.batch for _ in range(self.layers)]
+        self._means: Tensor | None = None
+        self._layouts: dict[int, _Layout] = {}
+        self.promotions: list[Promotion] = []
+
+    @property
+    def frames(self) -> int:
+        """Latent frames committed so far."""
+        return self._frames
+
+    def slots(self, layer: int, sample: int = 0) -> tuple[FrameSlot, ...]:
+        """What a layer remembers of one film, sink, slow, fast, each oldest first.
+
+        Positions are those of the next chunk's view.
+        """
+        held = self._held(layer, sample)
+        positions = self._place(held, self.geometry.chunk).memory
+        return tuple(
+            FrameSlot(item.frame, item.role, position)
+            for item, position in zip(held, positions, strict=True)
+        )
+
+    def view(self, layer: int, new_frames: int) -> KVView:
+        """What a layer may attend to while ``new_frames`` are denoised; valid until ``commit``.
+
+        Raises:
+            ValueError: ``new_frames`` is not in 1..chunk.
+        """
+        if not 1 <= new_frames <= self.geometry.chunk:
+            raise ValueError(f"new_frames={new_frames}: expected 1 to {self.geometry.chunk}")
+        if new_frames not in self._layouts:
+            self._layouts[new_frames] = self._lay_out(new_frames)
+        layout = self._layouts[new_frames]
+        slots = layout.slots[layer]
+        if slots == list(range(len(slots))):
+            k, v = self._k[layer, :, : len(slots)], self._v[layer, :, : len(slots)]
+        else:
+            index = torch.tensor(slots, device=self._device)
+            k, v = self._k[layer].index_select(1, index), self._v[layer].index_select(1, index)
+        return KVView(
+            k_BKHD=k.flatten(1, 2),
+            v_BKHD=v.flatten(1, 2),
+            positions_BT=layout.positions[layer],
+            query_positions_BF=layout.queries[layer],
+            valid_BT=layout.valid[layer],
+        )
+
+    @torch.no_grad()
+    def commit(self, chunk: ChunkKV) -> None:
+        """Take in a finished chunk: fill the sink, promote, and move the window.
+
+        The device is waited for at most once, and only to test a candidate by surprisal.
+
+        Raises:
+            RuntimeError: the chunk does not follow the last one, or its layers, batch or tokens
+                are not this memory's.
+        """
+        self._check(chunk)
+        size, first = self.geometry.chunk, chunk.first_frame
+        frames_k = [k.unflatten(1, (size, -1)) for k in chunk.k]
+        frames_v = [v.unflatten(1, (size, -1)) for v in chunk.v]
+        self._reserve(first + size)
+        for offset in range(size):
+            slot = self._slot_of(first + offset, first + size)
+            if slot is not None:
+                for layer in range(self.layers):
+                    self._k[layer, :, slot] = frames_k[layer][:, offset]
+                    self._v[layer, :, slot] = frames_v[layer][:, offset]
+        self._promote(chunk, frames_k, frames_v)
+        self._frames = first + size
+        self._layouts = {}
+
+    def _check(self, chunk: ChunkKV) -> None:
+        if chunk.first_frame != self._frames:
+            raise RuntimeError(
+                f"chunk starts at frame {chunk.first_frame}, but {self._frames} frames are "
+                "committed; commit every chunk once and in order"
+            )
+        tokens = self.geometry.chunk * self.geometry.tokens_per_frame
+        expected = (self.batch, tokens, *self._k.shape[-2:])
+        found = {tuple(tensor.shape) for tensor in (*chunk.k, *chunk.v)}
+        if len(chunk.k) != self.layers or len(chunk.v) != self.layers or found != {expected}:
+            raise RuntimeError(
+                f"chunk has {len(chunk.k)} layers of {sorted(found)}; expected {self.layers} of "
+                f"{expected}"
+            )
+
+    def _reserve(self, frames: int) -> None:
+        needed = self._fast_at + frames - self.config.sink
+        if self._past is not None or needed <= self._k.shape[2]:
+            return
+        grown = list(self._k.shape)
+        grown[2] += GROWTH_CHUNKS * self.geometry.chunk
+        for name in ("_k", "_v"):
+            old: Tensor = self.__dict__[name]
+            new = old.new_zeros(grown)
+            new[:, :, : old.shape[2]] = old
+            self.__dict__[name] = new
+
+    def _slot_of(self, frame: int, end: int) -> int | None:
+        """Where a frame lives once frames up to ``end`` are committed; None if it is not kept."""
+        if frame < self.config.sink:
+            return frame
+        if self._past is None:
+            return self._fast_at + frame - self.config.sink
+        if frame < end - self._past:
+            return None
+        return self._fast_at + (frame - self.config.sink) % self._past
+
+    def _promote(self, chunk: ChunkKV, frames_k: list[Tensor], frames_v: list[Tensor]) -> None:
+        promotion, index = self.config.promotion, chunk.first_frame // self.geometry.chunk
+        if not self.config.slow:
+            return
+        surprisal = select.by_surprisal(promotion)
+        means = select.stack_means(chunk.k) if surprisal else None
+        previous, self._means = self._means, means
+        if not select.is_candidate(index, promotion):
+            return
+        kept = [[True] * self.batch for _ in range(self.layers)]
+        cosines: list[list[float]] | None = None
+        if means is not None and previous is not None:
+            cosines = select.surprisal_cosines(means, previous, self.config.decision).tolist()
+            kept = select.promotions(cosines, self.config.tau)
+        for layer in range(self.layers):
+            for sample in range(self.batch):
+                cosine = None if cosines is None else cosines[layer][sample]
+                keep = kept[layer][sample]
+                self.promotions.append(Promotion(index, layer, sample, cosine, keep))
+                if keep:
+                    self._keep(layer, sample, chunk.first_frame, frames_k, frames_v)
+
+    def _keep(
+        self,
+        layer: int,
+        sample: int,
+        frame: int,
+        frames_k: list[Tensor],
+        frames_v: list[Tensor],
+    ) -> None:
+        # The ring's next slot is the oldest entry's once slow memory is full.
+        slot = self._slow_at + self._promoted[layer][sample] % self.config.slow
+        self._k[layer, sample, slot] = frames_k[layer][sample, 0]
+        self._v[layer, sample, slot] = frames_v[layer][sample, 0]
+        self._slow[layer][sample].append((frame, slot))
+        self._promoted[layer][sample] += 1
+
+    def _held(self, layer: int, sample: int) -> list[_Held]:
+        end = self._frames
+        sink = min(self.config.sink, end)
+        first_fast = sink if self._past is None else max(sink, end - self._past)
+        fast = [(frame, self._slot_of(frame, end)) for frame in range(first_fast, end)]
+        return [
+            *(_Held(frame, "sink", frame) for frame in range(sink)),
+            *(_Held(frame, "slow", slot) for frame, slot in self._slow[layer][sample]),
+            *(_Held(frame, "fast", slot) for frame, slot in fast if slot is not None),
+        ]
+
+    def _place(self, held: list[_Held], new_frames: int) -> Placement:
+        return place(
+            self.config.positions,
+            tuple(item.frame for item in held if item.role == "sink"),
+            tuple(item.frame for item in held if item.role != "sink"),
+            committed=self._frames,
+            new_frames=new_frames,
+            capacity=self.config.capacity,
+        )
+
+    def _lay_out(self, new_frames: int) -> _Layout:
+        """Positions of all layers, sent to the device in one copy for each kind of tensor."""
+        width = self._k.shape[2]
+        memory, queries, present = [], [], []
+        for layer in range(self.layers):
+            for sample in range(self.batch):
+                held = self._held(layer, sample)
+                placement = self._place(held, new_frames)
+                row, has = [0] * width, [False] * width
+                for item, position in zip(held, placement.memory, strict=True):
+                    row[item.slot], has[item.slot] = position, True
+                memory.append(row)
+                present.append(has)
+                queries.append(placement.query)
+        shape = (self.layers, self.batch, -1)
+        memory_NBT = torch.tensor(memory, device=self._device).view(shape)
+        queries_NBF = torch.tensor(queries, device=self._device).view(shape)
+        present_NBT = torch.tensor(present, device=self._device).view(shape)
+        layout = _Layout()
+        for layer in range(self.layers):
+            rows = present[layer * self.batch : (layer + 1) * self.batch]
+            slots = [slot for slot in range(width) if any(row[slot] for row in rows)]
+            ragged = any(not row[slot] for row in rows for slot in slots)
+            index = torch.tensor(slots, device=self._device, dtype=torch.int64)
+            layout.slots.append(slots)
+            layout.positions.append(memory_NBT[layer].index_select(1, index))
+            layout.queries.append(queries_NBF[layer])
+            layout.valid.append(present_NBT[layer].index_select(1, index) if ragged else None)
+        return layout

@@ -1,0 +1,1 @@
+"""The networks, their attention, masks and rotary positions."""

@@ -1,0 +1,126 @@
+"""Rolling out a film chunk by chunk. No files, no decoding: the caller saves or shows the chunks.
+
+Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a latent.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Geometry, seed_for
+from cfmodel.flow import FewStep, add_noise, x0_from_v
+from cfmodel.memory.base import Memory
+from cfmodel.nn.attention import ChunkKV, PreparedView
+from cfmodel.nn.transformer import TextKV, VideoTransformer
+
+
+class NoiseSource(Protocol):
+    """Noise that depends on nothing but its arguments and the films it was made for."""
+
+    def __call__(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Unit Gaussian noise of ``shape``, whose first axis is the batch."""
+        ...
+
+
+class HashNoise:
+    """Noise of each film from (prompt id, seed, chunk, step) alone, drawn on the CPU.
+
+    So a film is the same on any device, in any batch, on any worker, in any order of chunks.
+
+    Raises:
+        ValueError: the two sequences differ in length.
+    """
+
+    def __init__(self, prompt_ids: Sequence[str], seeds: Sequence[int]) -> None:
+        if len(prompt_ids) != len(seeds):
+            raise ValueError(f"{len(prompt_ids)} prompt ids but {len(seeds)} seeds: expected equal")
+        self._films = tuple(zip(prompt_ids, seeds, strict=True))
+
+    def __call__(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Float32 CPU noise of ``shape``.
+
+        Raises:
+            ValueError: the first axis is not the number of films.
+        """
+        if shape[0] != len(self._films):
+            raise ValueError(f"noise for a batch of {shape[0]}: expected {len(self._films)} films")
+        films = []
+        for prompt_id, seed in self._films:
+            generator = torch.Generator().manual_seed(seed_for(prompt_id, seed, chunk, step))
+            films.append(torch.randn(shape[1:], generator=generator))
+        return torch.stack(films)
+
+
+def prepare_views(model: VideoTransformer, memory: Memory, frames: int) -> list[PreparedView]:
+    """Every layer's view of the memory, made ready for the passes of one chunk."""
+    return [
+        model.prepare(memory.view(layer, frames), layer) for layer in range(model.config.layers)
+    ]
+
+
+def commit_chunk(
+    model: VideoTransformer,
+    memory: Memory,
+    x0_BFCXY: Tensor,
+    text: TextKV,
+    views: Sequence[PreparedView],
+) -> None:
+    """The clean pass: keys and values of a finished chunk, at noise level 0, into the memory."""
+    sigma_BF = x0_BFCXY.new_zeros(x0_BFCXY.shape[:2], dtype=torch.float32)
+    kv = model(x0_BFCXY, sigma_BF, text, context=views, return_kv=True).kv
+    k, v = zip(*kv, strict=True)
+    memory.commit(ChunkKV(k, v, memory.frames))
+
+
+@torch.no_grad()
+def rollout(
+    model: VideoTransformer,
+    memory: Memory,
+    text_at: Callable[[int], TextKV],
+    *,
+    flow: FewStep,
+    noise: NoiseSource,
+    chunks: int,
+    geometry: Geometry,
+    batch: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    continue_from: Iterable[Tensor] = (),
+) -> Iterator[Tensor]:
+    """Clean latent chunks B F C X Y, float32, each yielded after it is committed.
+
+    Args:
+        model: the few-step student.
+        memory: what it reads of the past; a memory with content is continued.
+        text_at: text of the chunk with this index in the film.
+        flow: noise levels of the steps.
+        noise: initial noise (step 0) and fresh noise before each later step.
+        chunks: how many chunks to generate.
+        geometry: frames of a chunk and size of a latent.
+        batch: films made together.
+        device: where the model is.
+        dtype: dtype in which latents enter the model; the flow itself is float32.
+        continue_from: clean chunks committed first and not yielded (forced history).
+
+    Source: arXiv:2602.06028, inference: few steps with fresh noise between them, clean commit pass.
+    """
+    frames = geometry.chunk
+    for x0 in continue_from:
+        text = text_at(memory.frames // frames)
+        views = prepare_views(model, memory, frames)
+        commit_chunk(model, memory, x0.to(device=device, dtype=dtype), text, views)
+    shape = (batch, frames, model.config.latent_channels, *geometry.latent_size)
+    for _ in range(chunks):
+        chunk = memory.frames // frames
+        text = text_at(chunk)
+        views = prepare_views(model, memory, frames)
+        x0 = torch.zeros(shape, device=device)
+        for step, sigma in enumerate(flow.sigmas):
+            xt = add_noise(x0, noise(chunk, step, shape).to(device), sigma)
+            sigma_BF = torch.full(shape[:2], sigma, device=device)
+            v = model(xt.to(dtype), sigma_BF, text, context=views).v_BFCXY
+            x0 = x0_from_v(xt, v.float(), sigma)
+        commit_chunk(model, memory, x0.to(dtype), text, views)
+        yield x0
