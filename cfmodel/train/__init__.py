@@ -1,0 +1,1 @@
+"""Training: one loop, a strategy object a stage."""
