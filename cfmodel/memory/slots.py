@@ -39,6 +39,14 @@ class _Held(NamedTuple):
     slot: int
 
 
+class _Row(NamedTuple):
+    """Bookkeeping of one film in one layer, by slot of the buffer."""
+
+    positions: tuple[int, ...]
+    present: tuple[bool, ...]
+    query: tuple[int, ...]
+
+
 @dataclass
 class _Layout:
     """Host and device form of a view's bookkeeping for one number of new frames."""
@@ -272,32 +280,37 @@ class SlotMemory:
             capacity=self.config.capacity,
         )
 
+    def _row(self, held: list[_Held], new_frames: int) -> _Row:
+        placement = self._place(held, new_frames)
+        positions, present = [0] * self._k.shape[2], [False] * self._k.shape[2]
+        for item, position in zip(held, placement.memory, strict=True):
+            positions[item.slot], present[item.slot] = position, True
+        return _Row(tuple(positions), tuple(present), placement.query)
+
     def _lay_out(self, new_frames: int) -> _Layout:
         """Positions of all layers, sent to the device in one copy for each kind of tensor."""
         width = self._k.shape[2]
-        memory, queries, present = [], [], []
+        rows_of: dict[tuple[tuple[int, int], ...], _Row] = {}
+        rows: list[_Row] = []
         for layer in range(self.layers):
             for sample in range(self.batch):
-                held = self._held(layer, sample)
-                placement = self._place(held, new_frames)
-                row, has = [0] * width, [False] * width
-                for item, position in zip(held, placement.memory, strict=True):
-                    row[item.slot], has[item.slot] = position, True
-                memory.append(row)
-                present.append(has)
-                queries.append(placement.query)
+                # Only slow memory differs between layers and films, so most rows are shared.
+                key = tuple(self._slow[layer][sample])
+                if key not in rows_of:
+                    rows_of[key] = self._row(self._held(layer, sample), new_frames)
+                rows.append(rows_of[key])
         shape = (self.layers, self.batch, -1)
-        memory_NBT = torch.tensor(memory, device=self._device).view(shape)
-        queries_NBF = torch.tensor(queries, device=self._device).view(shape)
-        present_NBT = torch.tensor(present, device=self._device).view(shape)
+        memory_NBT = torch.tensor([row.positions for row in rows], device=self._device).view(shape)
+        queries_NBF = torch.tensor([row.query for row in rows], device=self._device).view(shape)
+        present_NBT = torch.tensor([row.present for row in rows], device=self._device).view(shape)
         layout = _Layout()
         for layer in range(self.layers):
-            rows = present[layer * self.batch : (layer + 1) * self.batch]
-            slots = [slot for slot in range(width) if any(row[slot] for row in rows)]
-            ragged = any(not row[slot] for row in rows for slot in slots)
+            films = {row.present for row in rows[layer * self.batch : (layer + 1) * self.batch]}
+            slots = [slot for slot in range(width) if any(film[slot] for film in films)]
             index = torch.tensor(slots, device=self._device, dtype=torch.int64)
             layout.slots.append(slots)
             layout.positions.append(memory_NBT[layer].index_select(1, index))
             layout.queries.append(queries_NBF[layer])
-            layout.valid.append(present_NBT[layer].index_select(1, index) if ragged else None)
+            present_BT = present_NBT[layer].index_select(1, index)
+            layout.valid.append(present_BT if len(films) > 1 else None)
         return layout

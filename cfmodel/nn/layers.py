@@ -136,7 +136,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.modulation = nn.Parameter(torch.randn(1, MODULATIONS, width) / width**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, MODULATIONS, width))
         self.attn = SelfAttention(width, heads, eps, attention)
         self.cross_norm = nn.LayerNorm(width, eps=eps)
         self.cross = CrossAttention(width, heads, eps, attention)
@@ -188,7 +188,7 @@ class Head(nn.Module):
     def __init__(self, width: int, out: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.modulation = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 2, width))
         self.linear = nn.Linear(width, out)
 
     def forward(self, x_BFPE: Tensor, time_BFE: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ def rotary_table(positions: Tensor, grid: tuple[int, int], head_dim: int) -> Rot
         Tables for F * rows * columns tokens, frame after frame, row after row.
     """
     rows, columns = grid
-    time_BFN = _angles(
-        positions if positions.dim() == 2 else positions[None], split_head(head_dim)[0]
-    )
-    rows_RN = _angles(torch.arange(rows, device=positions.device), split_head(head_dim)[1])
-    columns_CN = _angles(torch.arange(columns, device=positions.device), split_head(head_dim)[2])
+    time_dims, row_dims, column_dims = split_head(head_dim)
+    device = positions.device
+    time_BFN = _angles(positions if positions.dim() == 2 else positions[None], time_dims)
+    rows_RN = _angles(torch.arange(rows, device=device), row_dims)
+    columns_CN = _angles(torch.arange(columns, device=device), column_dims)
     size = (*time_BFN.shape[:2], rows, columns, -1)
     angles = torch.cat(
         [

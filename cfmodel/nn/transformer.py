@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cfmodel.config import Geometry, ModelConfig
+from cfmodel.config import Geometry, ModelConfig, seed_for
 from cfmodel.nn.attention import AttentionFn, KVView, PreparedView, mask_form, sdpa
 from cfmodel.nn.layers import MODULATIONS, Block, Head, patchify, sinusoid, unpatchify
 from cfmodel.nn.masks import Form, Mask, token_mask
@@ -56,11 +56,16 @@ class Output(NamedTuple):
     kv: list[tuple[Tensor, Tensor]] | None
 
 
+def _fill_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    if not parameter.is_meta:
+        parameter.copy_(torch.empty(parameter.shape).normal_(std=std, generator=generator))
+
+
 class VideoTransformer(nn.Module):
     """Text-conditioned flow model over latent frames, in the Wan 2.1 text-to-video layout.
 
     Raises:
-        ValueError: the patch is not one frame deep, or the width is too small for three axes.
+        ValueError: the patch is not one frame deep.
 
     Source: Wan 2.1 T2V; deviations: the timestep is per frame, the patch embedding is a linear
     layer over flattened patches (the same numbers), and attention may read a memory.
@@ -101,23 +106,22 @@ class VideoTransformer(nn.Module):
         """The form in which masks for this model are built."""
         return mask_form(self.attention)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+    @torch.no_grad()
+    def reset_parameters(self, seed: int = 0) -> None:
         """Draw new weights: Xavier for linear layers, zero for the output, so that v starts at 0.
 
-        Args:
-            generator: source of randomness on the parameters' device; None is the global one.
+        The same seed gives the same weights on every device; on ``meta`` nothing is drawn.
         """
+        generator = torch.Generator().manual_seed(seed_for("transformer", seed))
+        embeds = {*self.text_embed, *self.time_embed}
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
+                fan_out, fan_in = module.weight.shape
+                std = EMBED_STD if module in embeds else (2 / (fan_in + fan_out)) ** 0.5
+                _fill_normal(module.weight, std, generator)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, Block | Head):
-                std = self.config.width**-0.5
-                nn.init.normal_(module.modulation, std=std, generator=generator)
-        for embed in (self.text_embed, self.time_embed):
-            for layer in embed:
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, std=EMBED_STD, generator=generator)
+                _fill_normal(module.modulation, self.config.width**-0.5, generator)
         nn.init.zeros_(self.head.linear.weight)
 
     def text_kv(self, tokens_BGSE: Tensor) -> TextKV:
