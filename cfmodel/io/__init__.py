@@ -1,0 +1,1 @@
+"""Weights, codecs and text encoders: everything that comes from files or other libraries."""
