@@ -211,7 +211,7 @@ def offences(rule: Rule, paths: list[Path]) -> list[str]:
     return [
         f"{path.relative_to(ROOT)}:{line}"
         for path in paths
-        for line in rule(path, ast.parse(path.read_text(encoding="utf-8")))
+        for line in rule(path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
     ]
 
 

@@ -79,7 +79,7 @@ def test_help_loads_nothing_heavy(package, tmp_path):
 
 def imports(path: Path) -> Iterator[str]:
     """Modules imported anywhere in a file, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -97,7 +97,8 @@ def test_only_tiny_scorers_and_systems_know_the_model():
 def test_tinyworld_needs_torch_and_the_standard_library_alone():
     allowed = {"torch", "cfmodel", *sys.stdlib_module_names}
     for path in (ROOT / "cfmodel" / "tinyworld").rglob("*.py"):
-        for name in imports(path):
+        # The preview command is a command line and writes a picture.
+        for name in imports(path) if path.name != "__main__.py" else ():
             assert name.split(".")[0] in allowed, (path, name)
 
 
