@@ -49,7 +49,9 @@ def codec():
 
 def test_default_layout_is_the_published_one():
     net = TinyAutoencoder(CodecConfig())
-    assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == published_layout()
+    assert {
+        key: tuple(value.shape) for key, value in net.state_dict().items()
+    } == published_layout()
     assert (net.time_stride, net.space_stride) == (4, 8)
 
 
