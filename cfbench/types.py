@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One film to make: a system, a prompt, a seed. ``id`` is a hash of the three and of the key."""
+    """One film to make: a system, a prompt, a seed. ``id`` is a hash of these and of the key."""
 
     id: str
     system: str
@@ -90,6 +90,20 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A job or a film that could not be done: ``id`` is the job's id, or the film's hash."""
+
+    stage: Literal["generate", "score"]
+    id: str
+    system: str
+    prompt_id: str
+    seed: int
+    reason: str
+    attempts: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowScore:
     """The value of a dimension over [start_s, end_s) of a film; None where it does not apply."""
 
@@ -100,7 +114,7 @@ class WindowScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One dimension of one film. ``value`` is a number or None with a ``reason``; never a default."""
+    """One dimension of one film: a number, or None with a ``reason``; never a default."""
 
     clip_sha: str
     dimension: str

@@ -1,0 +1,250 @@
+"""``cfbench``: verbs to functions. Heavy modules are imported by the verb that needs them."""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfbench.errors import INCOMPLETE, CfError
+
+if TYPE_CHECKING:
+    from cfbench.plan import Plan
+    from cfbench.types import Failure
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="cfbench",
+    help="Makes films with every system, scores them, and reports.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Systems = Annotated[
+    str,
+    typer.Option(help="rows, comma-separated: family/row, row, or family/all; +path=value varies"),
+]
+Prompts = Annotated[
+    str, typer.Option(help=".jsonl or .txt file, or how many of the tiny world's test prompts")
+]
+Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
+Seeds = Annotated[int, typer.Option(help="films a prompt")]
+Seconds = Annotated[float, typer.Option(help="length of a film")]
+Out = Annotated[Path, typer.Option(help="folder of films, records and reports")]
+Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
+Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
+SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
+Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
+
+SYSTEMS_DEFAULT = "tiny/all"
+SUITE_DEFAULT = "tiny"
+OUT_DEFAULT = Path("out/bench")
+
+
+@app.command()
+def plan(
+    prompts: Prompts,
+    systems: Systems = SYSTEMS_DEFAULT,
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    out: Out = OUT_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Which films a run asks for, which are missing, which rows stay null and why."""
+    todo = _plan(systems, prompts, limit, seeds, seconds)
+    _say(_planned(todo, out), as_json)
+
+
+@app.command()
+def generate(
+    prompts: Prompts,
+    systems: Systems = SYSTEMS_DEFAULT,
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    out: Out = OUT_DEFAULT,
+    workers: Workers = 0,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    shard: Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")] = "0/1",
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Makes the films that are missing; start it again to go on."""
+    todo = _plan(systems, prompts, limit, seeds, seconds)
+    part = _shard(shard)
+    if dry_run:
+        _say(_planned(todo, out), as_json)
+        return
+    result, failed = _generate(todo, out, workers, device, attention, part)
+    _say(result, as_json)
+    _finish(failed)
+
+
+@app.command()
+def score(
+    out: Out = OUT_DEFAULT,
+    suite: SuiteName = SUITE_DEFAULT,
+    workers: Workers = 0,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Scores the films that lack a score; start it again to go on."""
+    if dry_run:
+        from cfbench import scorers
+        from cfbench.score import missing
+        from cfbench.store import open_store
+
+        store = open_store(out)
+        films = missing(store.runs(), store.scores(), scorers.load(suite).dimensions)
+        _say({"missing": len(films), "suite": suite}, as_json)
+        return
+    result, failed = _score(out, suite, workers)
+    _say(result, as_json)
+    _finish(failed)
+
+
+@app.command()
+def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
+    """Checks hashes of films, coverage of scores and every line of the records."""
+    from cfbench.store import open_store
+    from cfbench.verify import verify as check
+
+    report = check(open_store(out))
+    _say(report.tree(), as_json)
+    if report.problems:
+        raise CfError(f"{len(report.problems)} problems: " + "; ".join(report.problems), INCOMPLETE)
+
+
+@app.command()
+def compact(
+    to: Annotated[Path, typer.Option(help="Parquet file to write")],
+    out: Out = OUT_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Writes all scores as one Parquet table in long form."""
+    from cfbench.compact import compact as write
+    from cfbench.store import open_store
+
+    rows = write(open_store(out), to)
+    _say({"rows": rows, "table": str(to)}, as_json)
+
+
+def main() -> None:
+    """The ``cfbench`` script: input errors become one line and exit code 2, gaps 3."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    try:
+        app()
+    except CfError as error:
+        sys.stderr.write(f"cfbench: {error}\n")
+        raise SystemExit(error.exit_code) from error
+    except ValueError as error:
+        log.debug("input error", exc_info=True)
+        sys.stderr.write(f"cfbench: {error}\n")
+        raise SystemExit(2) from error
+
+
+def _plan(systems: str, prompts: str, limit: int, seeds: int, seconds: float) -> "Plan":
+    from cfbench import plan as plans
+    from cfbench import prompts as prompt_sets
+    from cfbench.systems import describe
+
+    found = prompt_sets.choose(prompts, limit)
+    specs = describe([name.strip() for name in systems.split(",") if name.strip()])
+    return plans.make(specs, found, seeds=seeds, seconds=seconds)
+
+
+def _planned(todo: "Plan", out: Path) -> dict[str, Any]:
+    from cfbench import plan as plans
+    from cfbench.generate import need_bytes
+    from cfbench.store import open_store
+
+    left = plans.missing(todo.jobs, open_store(out, exists=False).done_ids())
+    specs = {spec.address: spec for spec in todo.specs}
+    return {
+        "films": len(todo.jobs),
+        "missing": len(left),
+        "need_mb": round(need_bytes(left, specs) / 1e6, 1),
+        "null": {row.system: row.reason for row in todo.null},
+        "systems": {
+            spec.name: sum(job.system == spec.address for job in left) for spec in todo.specs
+        },
+    }
+
+
+def _generate(
+    todo: "Plan", out: Path, workers: int, device: str, attention: str, part: tuple[int, int]
+) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    from cfbench.generate import generate as make
+    from cfbench.progress import Reporter
+    from cfbench.systems.cf import devices
+
+    with Reporter() as reporter:
+        outcome = make(
+            todo,
+            out,
+            devices=devices(device, workers),
+            attention=attention,
+            reporter=reporter,
+            part=part,
+        )
+    result = {
+        "made": outcome.made,
+        "present": outcome.present,
+        "failed": [asdict(failure) for failure in outcome.failed],
+        "null": {row.system: row.reason for row in todo.null},
+    }
+    return result, outcome.failed
+
+
+def _score(out: Path, suite: str, workers: int) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    import os
+
+    from cfbench.progress import Reporter
+    from cfbench.score import score as measure
+
+    if workers < 0:
+        raise CfError(f"--workers {workers}: expected 0 (choose) or more")
+    with Reporter() as reporter:
+        outcome = measure(out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter)
+    result = {
+        "scored": outcome.scored,
+        "present": outcome.present,
+        "failed": [asdict(failure) for failure in outcome.failed],
+    }
+    return result, outcome.failed
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise CfError(f"--shard {text!r}: expected INDEX/COUNT, as in 0/4")
+    return int(index), int(count)
+
+
+def _say(result: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout: JSON, or one line a field."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, sort_keys=True) + "\n")
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+        elif isinstance(value, list | tuple):
+            value = len(value)
+        sys.stdout.write(f"{name}: {value}\n")
+
+
+def _finish(failed: "tuple[Failure, ...]") -> None:
+    if failed:
+        lines = [f"{f.system} {f.prompt_id} seed {f.seed}: {f.reason}" for f in failed]
+        raise CfError(f"{len(failed)} films failed: " + "; ".join(lines), INCOMPLETE)

@@ -1,0 +1,209 @@
+"""Make the films of a plan: resumable, one record a film, the same on any number of workers."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cfbench import fanout, plan, prompts, provenance
+from cfbench.errors import UNWRITABLE, CfError, unwritable
+from cfbench.plan import Plan, SystemSpec
+from cfbench.progress import Fractions, Reporter
+from cfbench.store import LocalStore, Store, now, open_store
+from cfbench.systems import System, load
+from cfbench.types import Failure, Job, RunRecord
+
+log = logging.getLogger(__name__)
+
+# One thread everywhere: sums are then in one order, so films do not depend on the cores.
+THREADS = 1
+BATCH = 1
+BYTES_PER_PIXEL = 0.1  # H.264 at crf 18 of moving scenes is well below
+RESERVE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run of the generator did: counts, and the jobs that failed."""
+
+    made: int
+    present: int
+    failed: tuple[Failure, ...]
+
+
+@dataclass(kw_only=True)
+class FilmWorker:
+    """Makes films in one process on one device; loads one system at a time.
+
+    Args:
+        root: the store.
+        device: as torch names it.
+        attention: backend, or auto.
+        specs: of all systems of the plan, by address.
+        code: the revision, found once for all workers.
+    """
+
+    root: Path
+    device: str
+    attention: str
+    specs: dict[str, SystemSpec]
+    code: dict[str, Any]
+    _loaded: tuple[str, System] | None = field(default=None, repr=False)
+    _store: LocalStore | None = field(default=None, repr=False)
+
+    def __call__(self, job: Job, emit: fanout.Emit) -> str:
+        """Make the film of a job and store it with its record; returns the film's hash."""
+        if self._store is None:
+            self._store = LocalStore(self.root)
+        if self._loaded is None or self._loaded[0] != job.system:
+            self._loaded = None  # frees the old system's memory before the next one is loaded
+            self._loaded = job.system, load(job.system, self.device, self.attention)
+        spec = self.specs[job.system]
+        return film(job, spec, self._loaded[1], self._store, self.code, emit)
+
+    def close(self) -> None:
+        """Close the worker's store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+def film(
+    job: Job,
+    spec: SystemSpec,
+    system: System,
+    store: Store,
+    code: dict[str, Any],
+    emit: fanout.Emit,
+) -> str:
+    """Make one film; store the film, its prompt and its record, in this order."""
+    started, begin = now(), time.perf_counter()
+    target = store.scratch("mp4")
+    try:
+        clip = system.generate(job, target, lambda done, total: emit(done / total))
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        if error.errno in UNWRITABLE:
+            raise unwritable(target, error) from error
+        raise
+    seconds = time.perf_counter() - begin
+    expected = spec.frames(job.chunks)
+    if clip.frames != expected:
+        target.unlink(missing_ok=True)
+        raise RuntimeError(f"{job.system} made {clip.frames} frames, expected {expected}")
+    store.put(target, clip.sha256, "mp4")
+    prompt_sha = store.put_bytes(prompts.canonical(job.prompt), "json")
+    store.append(
+        "runs",
+        RunRecord(
+            id=job.id,
+            system=spec.name,
+            label=spec.label,
+            key=job.key,
+            experiment=spec.experiment,
+            prompt_id=job.prompt.id,
+            prompt_sha=prompt_sha,
+            stratum=job.prompt.stratum,
+            seed=job.seed,
+            chunks=job.chunks,
+            clip=clip,
+            weights=system.weights,
+            code=code,
+            environment=provenance.environment(system.facts, THREADS),
+            batch=BATCH,
+            started=started,
+            seconds=round(seconds, 3),
+            peak_gib=round(system.peak_gib(), 3),
+            fps_generated=round(clip.frames / seconds, 2),
+        ),
+    )
+    return clip.sha256
+
+
+def generate(
+    todo: Plan,
+    root: Path,
+    *,
+    devices: Sequence[str],
+    attention: str,
+    reporter: Reporter,
+    part: tuple[int, int] = (0, 1),
+) -> Outcome:
+    """Make what is missing of a plan.
+
+    Args:
+        todo: the plan.
+        root: the store, made when it does not exist.
+        devices: one for each worker.
+        attention: backend, or auto.
+        reporter: shows how far it is.
+        part: which part of how many this process makes.
+
+    Raises:
+        CfError: the disk is full or refuses, or a system cannot be loaded.
+    """
+    store = open_store(root, exists=False)
+    jobs = plan.shard(todo.jobs, *part)
+    left = plan.missing(jobs, store.done_ids())
+    specs = {spec.address: spec for spec in todo.specs}
+    failed: list[Failure] = []
+    reporter.phase("films", len(left))
+    fractions = Fractions(reporter)
+
+    def on_event(event: fanout.Event) -> None:
+        if event.kind == "progress":
+            fractions.part(event.task, event.value)
+            return
+        fractions.finish(event.task)
+        if event.kind == "failed":
+            job = left[event.task]
+            failure = Failure(
+                stage="generate",
+                id=job.id,
+                system=specs[job.system].name,
+                prompt_id=job.prompt.id,
+                seed=job.seed,
+                reason=event.value,
+                attempts=event.attempts,
+            )
+            store.append("failures", failure)
+            failed.append(failure)
+
+    with store, _undo_on_error(store):
+        store.check_writable(need_bytes(left, specs))
+        store.sweep()
+        store.write_plan(todo.tree())
+        code = provenance.revision()
+        workers = [
+            FilmWorker(root=root, device=device, attention=attention, specs=specs, code=code)
+            for device in devices
+        ]
+        if left:
+            fanout.run(left, workers, group=lambda job: job.system, on_event=on_event)
+    return Outcome(
+        made=len(left) - len(failed), present=len(jobs) - len(left), failed=tuple(failed)
+    )
+
+
+@contextlib.contextmanager
+def _undo_on_error(store: LocalStore) -> Generator[None]:
+    """A run that stops on bad input before its first record leaves nothing behind."""
+    try:
+        yield
+    except CfError:
+        store.discard_empty()
+        raise
+
+
+def need_bytes(jobs: Sequence[Job], specs: dict[str, SystemSpec]) -> int:
+    """Disk space that the films of some jobs are expected to take, with a reserve."""
+    pixels = sum(
+        specs[job.system].frames(job.chunks)
+        * specs[job.system].shape.height
+        * specs[job.system].shape.width
+        for job in jobs
+    )
+    return int(pixels * BYTES_PER_PIXEL) + RESERVE_BYTES

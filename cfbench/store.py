@@ -1,0 +1,456 @@
+"""The one store of films and records: append-only lines, and objects named by their hash.
+
+Layout under the root::
+
+    records/<kind>/<writer>.jsonl    one file a writer process; kind is runs, scores or failures
+    objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent
+    tmp/<writer>/                    what is being written; swept once its writer is gone
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+from cfbench.errors import UNWRITABLE, CfError, unwritable
+from cfbench.types import (
+    SCHEMA,
+    ClipInfo,
+    Failure,
+    RunRecord,
+    Score,
+    WindowScore,
+    to_json,
+)
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["runs", "scores", "failures"]
+KINDS: tuple[Kind, ...] = ("runs", "scores", "failures")
+FOLDERS = ("records", "objects", "tmp")
+HASH_BLOCK = 1 << 20
+
+
+class Line(NamedTuple):
+    """One stored record and when it was written, in nanoseconds since 1970 (UTC)."""
+
+    at: int
+    record: dict[str, Any]
+
+
+class Damage(NamedTuple):
+    """A line that cannot be read; ``torn`` when it is the unfinished last one of its file."""
+
+    where: str
+    torn: bool
+
+
+class Store(Protocol):
+    """What generation, scoring and reports need of a store."""
+
+    def append(self, kind: Kind, record: RunRecord | Score | Failure) -> None:
+        """Add a record durably."""
+        ...
+
+    def put(self, source: Path, sha: str, ext: str) -> Path:
+        """Move a finished scratch file to its place as object ``sha``, atomically."""
+        ...
+
+    def put_bytes(self, content: bytes, ext: str) -> str:
+        """Store ``content`` as an object and return its sha256."""
+        ...
+
+    def scratch(self, ext: str) -> Path:
+        """A fresh path for a file being written."""
+        ...
+
+    def path(self, sha: str, ext: str) -> Path:
+        """Where object ``sha`` lies, or would."""
+        ...
+
+    def runs(self) -> list[RunRecord]:
+        """The last record of each job."""
+        ...
+
+    def scores(self) -> list[Score]:
+        """The last score of each (film, dimension, version)."""
+        ...
+
+    def failures(self) -> list[Failure]:
+        """Failures that no later success replaced."""
+        ...
+
+    def done_ids(self) -> set[str]:
+        """Ids of the jobs that have a record and a film."""
+        ...
+
+    def plan(self) -> dict[str, Any]:
+        """What was planned last."""
+        ...
+
+
+class LocalStore:
+    """A store in a folder; many processes may write to it at once.
+
+    Use as a context manager where something is written: a writer owns one file a kind and one
+    scratch folder, which it holds a lock on for as long as it lives.
+
+    Args:
+        root: the folder; made on the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._writer = f"{time.time_ns():x}-{os.getpid()}"
+        self._files: dict[Kind, int] = {}
+        self._lock: int | None = None
+        self._scratched = 0
+        self._last_at = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the writer's files and remove its scratch folder."""
+        for handle in self._files.values():
+            os.close(handle)
+        self._files.clear()
+        if self._lock is not None:
+            shutil.rmtree(self._tmp, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def append(self, kind: Kind, record: RunRecord | Score | Failure) -> None:
+        """Add a record durably: one write of a whole line, then fsync.
+
+        Raises:
+            CfError: the disk is full or refuses; nothing of the line stays.
+        """
+        # Strictly rising within a writer, so that "last" is the last one appended.
+        self._last_at = max(time.time_ns(), self._last_at + 1)
+        line = _dump({"at": self._last_at, "record": to_json(record)}) + b"\n"
+        path = self.root / "records" / kind / f"{self._writer}.jsonl"
+        try:
+            if kind not in self._files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._files[kind] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                _sync_folder(path.parent)
+            _write_line(self._files[kind], line)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def scratch(self, ext: str) -> Path:
+        """A fresh path, on the same disk as the objects, for a file being written."""
+        try:
+            if self._lock is None:
+                self._lock = self._lock_scratch()
+        except OSError as error:
+            raise unwritable(self._tmp, error) from error
+        self._scratched += 1
+        return self._tmp / f"{self._scratched}.{ext}"
+
+    def _lock_scratch(self) -> int:
+        while True:
+            self._tmp.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._tmp, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Another process may have swept the folder before it was locked.
+            if self._tmp.exists():
+                return lock
+            os.close(lock)
+
+    def put(self, source: Path, sha: str, ext: str) -> Path:
+        """Move a finished scratch file to its place as object ``sha``, atomically.
+
+        Raises:
+            CfError: the disk is full or refuses; the scratch file is gone, no object appeared.
+        """
+        target = self.path(sha, ext)
+        try:
+            with source.open("rb") as handle:
+                os.fsync(handle.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            source.unlink(missing_ok=True)
+            raise unwritable(target, error) from error
+        return target
+
+    def put_bytes(self, content: bytes, ext: str) -> str:
+        """Store ``content`` as an object and return its sha256; does nothing when it is there."""
+        sha = hashlib.sha256(content).hexdigest()
+        if not self.path(sha, ext).exists():
+            source = self.scratch(ext)
+            try:
+                source.write_bytes(content)
+            except OSError as error:
+                source.unlink(missing_ok=True)
+                raise unwritable(source, error) from error
+            self.put(source, sha, ext)
+        return sha
+
+    def path(self, sha: str, ext: str) -> Path:
+        """Where object ``sha`` lies, or would."""
+        return self.root / "objects" / sha[:2] / f"{sha}.{ext}"
+
+    def sweep(self) -> int:
+        """Remove scratch folders whose writer is gone; returns how many."""
+        swept = 0
+        for folder in sorted((self.root / "tmp").glob("*")):
+            if folder == self._tmp:
+                continue
+            try:
+                handle = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:  # its writer has just ended
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+            except BlockingIOError:
+                log.debug("scratch folder %s is in use", folder.name)
+            finally:
+                os.close(handle)
+        return swept
+
+    def check_writable(self, need_bytes: int = 0) -> None:
+        """Refuse to start when the root cannot be written or has too little room.
+
+        Raises:
+            CfError: with the remedy.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.scratch("probe")
+            probe.write_bytes(b"\0")
+            probe.unlink()
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise unwritable(self.root, error) from error
+        if free < need_bytes:
+            raise CfError(
+                f"{self.root} has {free / 1e6:.0f} MB free and about {need_bytes / 1e6:.0f} MB "
+                "are needed; free the disk or choose another --out"
+            )
+
+    def discard_empty(self) -> None:
+        """Take back what a start that failed has made: all of it, while there is no record."""
+        if any(self._record_files(kind) for kind in KINDS):
+            return
+        self.close()
+        (self.root / "plan.json").unlink(missing_ok=True)
+        for folder in (*self.root.glob("[ro]*s/*"), *map(self.root.joinpath, FOLDERS), self.root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def runs(self) -> list[RunRecord]:
+        """The last record of each job, sorted by id."""
+        return [_run(tree) for tree in self._latest("runs", lambda r: r["id"])]
+
+    def scores(self) -> list[Score]:
+        """The last score of each (film, dimension, version), sorted."""
+        trees = self._latest("scores", lambda r: (r["clip_sha"], r["dimension"], r["version"]))
+        return [_score(tree) for tree in trees]
+
+    def failures(self) -> list[Failure]:
+        """The last failure of each (stage, job or film) that no later success replaced, sorted."""
+        last: dict[tuple[str, str], int] = {}
+        successes: tuple[tuple[Kind, str, str], ...] = (
+            ("runs", "generate", "id"),
+            ("scores", "score", "clip_sha"),
+        )
+        for kind, stage, field in successes:
+            for line in self._lines(kind):
+                name = (stage, line.record[field])
+                last[name] = max(last.get(name, 0), line.at)
+        open_lines = (
+            line
+            for line in self._lines("failures")
+            if line.at > last.get(_failure_key(line.record), 0)
+        )
+        return [_build(Failure, tree) for tree in latest(open_lines, _failure_key)]
+
+    def done_ids(self) -> set[str]:
+        """Ids of the jobs that have a record and a film."""
+        return {run.id for run in self.runs() if self.path(run.clip.sha256, "mp4").exists()}
+
+    def write_plan(self, tree: dict[str, Any]) -> None:
+        """Keep what was planned last: rows in order, and why some are null."""
+        write_atomic(self.root / "plan.json", _dump(tree) + b"\n")
+
+    def plan(self) -> dict[str, Any]:
+        """What was planned last: ``systems`` in order, ``null`` reasons by system, ``jobs``."""
+        path = self.root / "plan.json"
+        if not path.exists():
+            return {"systems": [], "null": {}, "jobs": []}
+        return json.loads(path.read_bytes())
+
+    def damage(self) -> list[Damage]:
+        """Lines that cannot be read."""
+        found: list[Damage] = []
+        for kind in KINDS:
+            for file in self._record_files(kind):
+                for number, raw in _numbered(file):
+                    if _parse(raw) is None:
+                        where = f"{file.relative_to(self.root)}:{number}"
+                        found.append(Damage(where, not raw.endswith(b"\n")))
+        return found
+
+    @property
+    def _tmp(self) -> Path:
+        return self.root / "tmp" / self._writer
+
+    def _record_files(self, kind: Kind) -> list[Path]:
+        return sorted((self.root / "records" / kind).glob("*.jsonl"))
+
+    def _lines(self, kind: Kind) -> Iterator[Line]:
+        for file in self._record_files(kind):
+            for number, raw in _numbered(file):
+                line = _parse(raw)
+                if line is not None:
+                    yield line
+                elif raw.endswith(b"\n"):
+                    raise CfError(
+                        f"{file}:{number} is not a record; restore the file or delete that line"
+                    )
+
+    def _latest(self, kind: Kind, key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+        return latest(self._lines(kind), key)
+
+
+def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+    """The last record of each key, sorted by key; the order in which lines come does not matter.
+
+    Two records written in the same nanosecond are ordered by their canonical JSON.
+    """
+    last: dict[Any, tuple[int, bytes, dict[str, Any]]] = {}
+    for line in lines:
+        entry = (line.at, _dump(line.record), line.record)
+        name = key(line.record)
+        if name not in last or entry[:2] > last[name][:2]:
+            last[name] = entry
+    return [last[name][2] for name in sorted(last)]
+
+
+def open_store(root: Path, *, exists: bool = True) -> LocalStore:
+    """The store at ``root``.
+
+    Raises:
+        CfError: ``exists`` is asked for and there is no store there.
+    """
+    if exists and not (root / "records").is_dir():
+        raise CfError(f"no records in {root}; run cfbench generate --out {root} first")
+    if root.exists() and not root.is_dir():
+        raise CfError(f"{root} is a file; choose another --out")
+    return LocalStore(root)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old one or all of the new one.
+
+    Raises:
+        CfError: the disk is full or refuses; the old file stays.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temp.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temp, path)
+    except OSError as error:
+        if error.errno not in (None, *UNWRITABLE):
+            raise
+        temp.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def now() -> str:
+    """Time of day in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _write_line(handle: int, line: bytes) -> None:
+    size = os.fstat(handle).st_size
+    try:
+        written = os.write(handle, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _numbered(file: Path) -> Iterator[tuple[int, bytes]]:
+    with file.open("rb") as handle:
+        yield from enumerate(handle, 1)
+
+
+def _parse(raw: bytes) -> Line | None:
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        tree = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(tree, dict) or set(tree) != {"at", "record"}:
+        return None
+    return Line(tree["at"], tree["record"])
+
+
+def _dump(tree: Any) -> bytes:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _build(kind: Any, tree: dict[str, Any]) -> Any:
+    if tree.get("schema") != SCHEMA:
+        raise CfError(f"{kind.__name__} schema {tree.get('schema')!r}: this version reads {SCHEMA}")
+    known = {field.name for field in fields(kind)}
+    if set(tree) != known:
+        raise CfError(f"{kind.__name__} has unknown or missing keys {sorted(set(tree) ^ known)}")
+    return kind(**tree)
+
+
+def _run(tree: dict[str, Any]) -> RunRecord:
+    return _build(RunRecord, {**tree, "clip": ClipInfo(**tree["clip"])})
+
+
+def _score(tree: dict[str, Any]) -> Score:
+    windows = tuple(WindowScore(**window) for window in tree["windows"])
+    return _build(Score, {**tree, "windows": windows})
+
+
+def _failure_key(tree: dict[str, Any]) -> tuple[str, str]:
+    return tree["stage"], tree["id"]

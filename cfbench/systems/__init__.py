@@ -1,0 +1,78 @@
+"""Systems by name: ``family/row`` or ``row`` of the tiny family.
+
+A row is one of the table below or, for everything else, a preset of the model package. A preset
+may carry changed fields, as in ``tiny/ours+memory.tau=0.9``.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cfbench.plan import SystemSpec
+from cfbench.registry import Table
+from cfbench.types import ClipInfo, Job
+
+SYSTEMS = Table(
+    kind="system",
+    entries={
+        "preset": "cfbench.systems.cf:PRESET",
+        "rendered-truth": "cfbench.systems.reference:RENDERED_TRUTH",
+        "frozen": "cfbench.systems.reference:FROZEN",
+    },
+    group="cfbench.systems",
+)
+PRESET = "preset"
+ALL = "all"
+
+Tick = Callable[[int, int], None]  # pixel frames of the film done, and in all
+
+
+class System(Protocol):
+    """A loaded system. ``weights`` are hashes by part, ``facts`` what it resolved (device, ...)."""
+
+    weights: dict[str, str]
+    facts: dict[str, str]
+
+    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
+        """Make the film of ``job`` in the file ``out``; report frames as they come."""
+        ...
+
+    def peak_gib(self) -> float:
+        """Most memory used so far: of the device, or of the process on a CPU."""
+        ...
+
+
+class Factory(Protocol):
+    """An entry of the table."""
+
+    def describe(self, address: str) -> SystemSpec:
+        """What the address stands for, without loading anything heavy."""
+        ...
+
+    def load(self, address: str, device: str, attention: str) -> System:
+        """The system, ready to generate on ``device``."""
+        ...
+
+
+def factory(address: str) -> Factory:
+    """The factory behind an address."""
+    row = address.partition("+")[0].rpartition("/")[2]
+    return SYSTEMS.get(row if row in SYSTEMS.targets() and row != PRESET else PRESET)
+
+
+def describe(addresses: Sequence[str]) -> list[SystemSpec]:
+    """Specs of systems in order; ``all`` or ``family/all`` stands for every row of a family.
+
+    Raises:
+        CfError: unknown name; the message lists close ones.
+    """
+    rows: list[str] = []
+    for address in addresses:
+        head, slash, row = address.rpartition("/")
+        rows += SYSTEMS.get(PRESET).rows(head + slash) if row == ALL else [address]
+    return [factory(address).describe(address) for address in rows]
+
+
+def load(address: str, device: str, attention: str) -> System:
+    """The system behind an address, ready to generate."""
+    return factory(address).load(address, device, attention)

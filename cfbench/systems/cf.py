@@ -1,0 +1,212 @@
+"""Presets of the model package as systems, and the devices to run them on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cfbench import video
+from cfbench.errors import CfError
+from cfbench.plan import SystemSpec
+from cfbench.provenance import process_peak_gib
+from cfbench.registry import unknown
+from cfbench.systems import PRESET as PRESET_ENTRY
+from cfbench.systems import SYSTEMS, Tick
+from cfbench.types import ClipInfo, Job
+
+if TYPE_CHECKING:
+    from cfmodel.config import Experiment, Family
+    from cfmodel.pipeline import Pipeline
+
+NOT_TRAINED = "weights not trained yet"
+
+
+class CfSystem:
+    """One preset, loaded.
+
+    Args:
+        experiment: the preset.
+        device: as torch names it.
+        attention: backend, or auto.
+
+    Raises:
+        CfError: the weights are missing or damaged.
+    """
+
+    def __init__(self, experiment: "Experiment", device: str, attention: str) -> None:
+        from cfmodel.pipeline import load
+
+        settle(device)
+        self._device = device
+        try:
+            self.pipeline: Pipeline = load(experiment, device=device, attention=attention)
+        except (ValueError, FileNotFoundError) as error:
+            raise CfError(f"cannot load {experiment.family}/{experiment.name}: {error}") from error
+        self.experiment = experiment
+        self.weights = dict(self.pipeline.weights)
+        self.facts = {
+            "device": device_name(device),
+            "dtype": self.pipeline.dtype,
+            "attention": self.pipeline.attention,
+        }
+
+    def blocks(self, job: Job, chunks: int) -> Iterator[video.Frames]:
+        """Frames (R, Y, X, 3) of a job's film, chunk by chunk."""
+        from cfmodel.pipeline import Request
+
+        segments = tuple((segment.text, segment.seconds) for segment in job.prompt.segments)
+        request = Request(job.prompt.id, segments, job.seed)
+        for frames_BRYXC in self.pipeline.films([request], chunks):
+            yield frames_BRYXC[0].numpy()
+
+    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
+        """Make the film of ``job`` in the file ``out``."""
+        geometry = self.experiment.geometry
+        total = geometry.pixel_frames(job.chunks * geometry.chunk)
+        return video.encode(out, counted(self.blocks(job, job.chunks), total, tick), geometry.fps)
+
+    def peak_gib(self) -> float:
+        """Most memory used so far: of the GPU, or of the process."""
+        return peak_gib(self._device)
+
+
+class Preset:
+    """Factory of the presets: ``family/row`` with changed fields after ``+``."""
+
+    def experiment(self, address: str) -> "Experiment":
+        """The experiment behind an address.
+
+        Raises:
+            CfError: unknown family, row or field.
+        """
+        from cfmodel import presets
+
+        name, *overrides = address.split("+")
+        family, row = split(name)
+        table = presets.presets(family)
+        if row not in table:
+            known = [*table, *(key for key in SYSTEMS.targets() if key != PRESET_ENTRY)]
+            raise unknown("system", row, known)
+        try:
+            return presets.override(table[row], tuple(overrides))
+        except ValueError as error:
+            raise CfError(f"system {address!r}: {error}") from error
+
+    def describe(self, address: str) -> SystemSpec:
+        """What the address stands for."""
+        experiment = self.experiment(address)
+        stage = experiment.train.stage
+        return SystemSpec(
+            address=address,
+            family=experiment.family,
+            name=experiment.name,
+            label=experiment.label,
+            key=experiment.key(),
+            experiment=experiment.to_json(),
+            shape=experiment.geometry,
+            absent="" if experiment.weights else f"{NOT_TRAINED} (stage {stage})",
+        )
+
+    def rows(self, prefix: str) -> list[str]:
+        """Addresses of every row of a family (``tiny/`` or empty): presets, then the references.
+
+        Raises:
+            CfError: unknown family.
+        """
+        from cfmodel import presets
+
+        family, _ = split(f"{prefix}ours")
+        references = [name for name in SYSTEMS.entries if name != PRESET_ENTRY]
+        return [f"{prefix}{row}" for row in [*presets.presets(family), *references]]
+
+    def load(self, address: str, device: str, attention: str) -> CfSystem:
+        """The preset, loaded."""
+        return CfSystem(self.experiment(address), device, attention)
+
+
+PRESET = Preset()
+
+
+def split(name: str) -> "tuple[Family, str]":
+    """Family and row of ``family/row``, ``row`` (of the default family) or ``family`` (ours).
+
+    Raises:
+        CfError: unknown family.
+    """
+    from cfmodel import presets
+
+    families: dict[str, Family] = {family: family for family in presets.FAMILIES}
+    head, slash, row = name.partition("/")
+    if not slash:
+        return (families[name], "ours") if name in families else (presets.DEFAULT_FAMILY, name)
+    if head not in families:
+        raise unknown("family", head, families)
+    return families[head], row
+
+
+def counted(
+    blocks: Iterator[video.Frames], total: int, tick: Tick
+) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """The blocks, telling ``tick`` the frames seen so far."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        tick(min(done, total), total)
+
+
+def devices(wanted: str, workers: int) -> list[str]:
+    """The device of each worker process.
+
+    Args:
+        wanted: ``auto`` (every GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:<index>``.
+        workers: processes; 0 is one a GPU, or one a core.
+
+    Raises:
+        CfError: no such device.
+    """
+    import os
+
+    import torch
+
+    if workers < 0:
+        raise CfError(f"--workers {workers}: expected 0 (choose) or more")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not count):
+        found, default = ["cpu"], len(os.sched_getaffinity(0))
+    elif wanted in ("auto", "cuda") and count:
+        found, default = [f"cuda:{index}" for index in range(count)], count
+    elif wanted in {f"cuda:{index}" for index in range(count)}:
+        found, default = [wanted], 1
+    else:
+        raise CfError(f"--device {wanted}: this machine has cpu and {count} CUDA GPUs; use auto")
+    return [found[index % len(found)] for index in range(workers or default)]
+
+
+def settle(device: str) -> None:
+    """Make sums of this process independent of the number of cores.
+
+    One CPU thread: a film is then the same on any number of workers.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
+def device_name(device: str) -> str:
+    """``cpu``, or the name of the GPU: which of several equal GPUs made a film is not recorded."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def peak_gib(device: str) -> float:
+    """Most memory used so far: of the GPU, or of the process."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return process_peak_gib()

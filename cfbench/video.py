@@ -1,0 +1,258 @@
+"""Films on disk: H.264 in MP4, the same bytes for the same frames; read in blocks.
+
+R pixel frames, Y rows, X columns.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfbench.errors import CfError, unwritable
+from cfbench.store import sha256_of, write_atomic
+from cfbench.types import ClipInfo
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+Frames = NDArray[np.uint8]
+
+CRF = 18
+CODEC = f"h264-crf{CRF}"
+BT709, LIMITED_RANGE = 1, 1
+SEI = 6  # H.264 unit in which x264 writes its version and settings
+DECODE_BLOCK = 64
+
+
+class DecodeError(ValueError):
+    """A film that is missing, is not a film, or breaks off."""
+
+
+def encode(path: Path, frames: Iterable[Frames], fps: int) -> ClipInfo:
+    """Write frames to an MP4 as they come and return what was written.
+
+    One encoder thread, no dates and no version strings, so equal frames give equal bytes.
+
+    Args:
+        path: file to write; its folder exists. Removed again when anything fails.
+        frames: blocks (R, Y, X, 3), RGB; Y and X even.
+        fps: pixel frames a second.
+
+    Raises:
+        ValueError: no frame, a block of another shape or type, or odd sizes.
+        CfError: the disk is full or refuses.
+    """
+    done = False
+    try:
+        count, height, width = _encode(path, frames, fps)
+        done = True
+        return ClipInfo(
+            sha256=sha256_of(path),
+            frames=count,
+            fps=fps,
+            width=width,
+            height=height,
+            codec=CODEC,
+            bytes=path.stat().st_size,
+        )
+    finally:
+        if not done:
+            path.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: Iterable[Frames], fps: int) -> tuple[int, int, int]:
+    av = _av()
+    blocks = iter(frames)
+    first = next(blocks, None)
+    if first is None or not len(first):
+        raise ValueError("a film needs at least one frame; got none")
+    _, height, width, _ = _check(first, None)
+    # fflags: no version strings; faststart: a browser shows the first frame at once.
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    count = 0
+    try:
+        with av.open(str(path), "w", format="mp4", options=options) as container:
+            settings = {"crf": str(CRF), "flags": "+bitexact", "threads": "1"}
+            stream = container.add_stream("libx264", rate=fps, options=settings)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            context = stream.codec_context
+            context.thread_count = 1
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED_RANGE
+            strip = None
+            for block in _chain(first, blocks):
+                _check(block, (height, width))
+                for image in block:
+                    packets = stream.encode(_to_yuv(av, image))
+                    if strip is None:
+                        strip = av.bitstream.BitStreamFilterContext(
+                            f"filter_units=remove_types={SEI}", in_stream=stream
+                        )
+                    _mux(container, stream, strip, packets)
+                    count += 1
+            _mux(container, stream, strip, [*stream.encode(None), None])
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise ValueError(f"cannot encode {width}x{height} frames: {error}") from error
+    return count, height, width
+
+
+def decode(path: Path, *, block: int = DECODE_BLOCK) -> Iterator[Frames]:
+    """Frames of a film in blocks (at most ``block``, Y, X, 3), RGB.
+
+    Raises:
+        DecodeError: the file is missing, is not a film, or breaks off.
+    """
+    av = _av()
+    try:
+        with _open(path) as container:
+            stack: list[Frames] = []
+            for frame in container.decode(video=0):
+                stack.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+                if len(stack) == block:
+                    yield np.stack(stack)
+                    stack = []
+            if stack:
+                yield np.stack(stack)
+    except av.error.FFmpegError as error:
+        raise DecodeError(f"cannot be decoded: {error.strerror or error}") from error
+
+
+def probe(path: Path) -> ClipInfo:
+    """What a film file says that it holds, without decoding it.
+
+    Raises:
+        DecodeError: the file is missing or is not a film.
+    """
+    av = _av()
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            rate = stream.average_rate
+            if rate is None:
+                raise DecodeError("cannot be decoded: it has no frame rate")
+            return ClipInfo(
+                sha256=sha256_of(path),
+                frames=stream.frames,
+                fps=round(rate),
+                width=stream.codec_context.width,
+                height=stream.codec_context.height,
+                codec=stream.codec_context.name,
+                bytes=path.stat().st_size,
+            )
+    except av.error.FFmpegError as error:
+        raise DecodeError(f"cannot be opened: {error.strerror or error}") from error
+
+
+def canonical_frames(stored: int, fps: int) -> int:
+    """Pixel frames that are scored: whole seconds of film (960 of 969 at 16 fps).
+
+    A film shorter than a second is scored as a whole.
+    """
+    return stored // fps * fps or stored
+
+
+def canonical(frames: Iterable[Frames], limit: int) -> Iterator[Frames]:
+    """The first ``limit`` frames of a stream of blocks.
+
+    Raises:
+        DecodeError: the stream ends before.
+    """
+    left = limit
+    for block in frames:
+        if left <= 0:
+            return
+        yield block[:left]
+        left -= len(block[:left])
+    if left > 0:
+        raise DecodeError(f"breaks off after {limit - left} of {limit} frames")
+
+
+def contact_sheet(
+    out: Path, films: Iterable[Path], *, columns: int = 7, seconds: float | None = None
+) -> None:
+    """A PNG with one row of evenly spaced frames a film.
+
+    Args:
+        out: the PNG.
+        films: film files of one size.
+        columns: frames a row, the first and the last included.
+        seconds: length to spread the frames over; default is each film's own.
+
+    Raises:
+        ValueError: a film cannot be read, or the films differ in width.
+        CfError: the disk is full or refuses.
+    """
+    import cv2
+
+    rows: list[Frames] = []
+    for film in films:
+        info = probe(film)
+        last = info.frames - 1
+        if seconds is not None:
+            last = min(last, round(seconds * info.fps))
+        wanted = {round(last * i / max(columns - 1, 1)) for i in range(columns)}
+        at, row = 0, []
+        for block in decode(film):
+            row += [image for i, image in enumerate(block, at) if i in wanted]
+            at += len(block)
+        # A film with fewer frames than columns repeats its last one.
+        row += [row[-1]] * (columns - len(row))
+        rows.append(np.concatenate(row, axis=1))
+    if len({row.shape for row in rows}) != 1:
+        sizes = sorted({row.shape for row in rows})
+        raise ValueError(f"contact sheet of rows {sizes}: expected films of one size")
+    ok, png = cv2.imencode(".png", np.concatenate(rows, axis=0)[..., ::-1])
+    if not ok:
+        raise RuntimeError(f"cannot encode {out.name} as PNG")
+    write_atomic(out, png.tobytes())
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise CfError("films need PyAV, which is not installed; pip install av") from error
+    return av
+
+
+def _open(path: Path) -> "InputContainer":
+    container = _av().open(str(path))
+    if not container.streams.video:
+        container.close()
+        raise DecodeError("cannot be decoded: it has no video stream")
+    container.streams.video[0].codec_context.thread_count = 1
+    return container
+
+
+def _to_yuv(av: Any, image: Frames) -> "VideoFrame":
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+
+
+def _mux(container: Any, stream: Any, strip: Any, packets: Iterable[Any]) -> None:
+    for packet in packets:
+        for clean in strip.filter(packet):
+            clean.stream = stream
+            container.mux(clean)
+
+
+def _chain(first: Frames, rest: Iterator[Frames]) -> Iterator[Frames]:
+    yield first
+    yield from rest
+
+
+def _check(block: Frames, size: tuple[int, int] | None) -> tuple[int, ...]:
+    ok = block.ndim == 4 and block.shape[3] == 3 and block.dtype == np.uint8
+    if not ok or block.shape[1] % 2 or block.shape[2] % 2:
+        raise ValueError(
+            f"a block of frames is {block.dtype} {block.shape}; expected uint8 (R, Y, X, 3), "
+            "Y and X even"
+        )
+    if size is not None and block.shape[1:3] != size:
+        raise ValueError(f"a block of frames is {block.shape[1:3]}, those before were {size}")
+    return block.shape
