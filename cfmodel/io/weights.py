@@ -254,7 +254,7 @@ def bundled(name: str, folder: Path | None = None) -> Weights:
     path = folder / f"{name}{SUFFIX}"
     if not path.is_file():
         raise ValueError(
-            f"bundled weights {name!r} are missing ({path}); install the package again, or train them"
+            f"bundled weights {name!r} are missing ({path}); install the package again"
         )
     listed = manifest(folder).get(f"{name}{SUFFIX}")
     if listed is None:

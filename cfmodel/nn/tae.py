@@ -146,7 +146,9 @@ class TinyAutoencoder(nn.Module):
         self.config = config
         self.encoder = _encoder(config)
         self.decoder = _decoder(config)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def time_stride(self) -> int:
@@ -172,7 +174,8 @@ class TinyAutoencoder(nn.Module):
         """Latents of the next frames of a film, and the state to hand to the next call.
 
         Args:
-            state: None at the film's beginning, where R = 1 + stride * (F - 1); later R = stride * F.
+            state: None at the film's beginning, where R = 1 + stride * (F - 1), as in ``encode``;
+                later R = stride * F.
             frames_BRCYX: pixel frames in [0, 1].
         """
         return self._encode(frames_BRCYX, state, carry=True)
