@@ -14,6 +14,8 @@ from cfmodel.presets import ours
 from cfmodel.rollout import HashNoise, rollout
 
 NANO = ours("nano")
+# Among the cosines of random nano films, so that films of a batch promote different chunks.
+RAGGED_TAU = 0.991
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

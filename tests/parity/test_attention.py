@@ -8,7 +8,17 @@ import torch
 from cfmodel.nn import attention
 from cfmodel.nn.attention import flash, flex, resolve, sdpa
 from cfmodel.nn.masks import frame_mask, teacher_forcing
-from tests.helpers.nano import NANO, films, nano_latents, nano_model, nano_text, seeded, with_memory
+from tests.helpers.nano import (
+    NANO,
+    RAGGED_TAU,
+    films,
+    nano_latents,
+    nano_memory,
+    nano_model,
+    nano_text,
+    seeded,
+    with_memory,
+)
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FRAMES = 6
@@ -29,11 +39,13 @@ def test_sdpa_equals_flex(masked):
 
 
 def test_sdpa_equals_flex_against_a_ragged_memory():
-    experiment = with_memory(tau=0.6, promotion="surprisal-1")
+    experiment = with_memory(tau=RAGGED_TAU, promotion="surprisal-1")
+    memory = nano_memory(experiment.memory, 2)
     made = [
-        films(experiment, ["a", "b"], 6, model=nano_model(attention=function))
-        for function in (sdpa, flex)
+        films(experiment, ["a", "b"], 6, model=nano_model(attention=sdpa), memory=memory),
+        films(experiment, ["a", "b"], 6, model=nano_model(attention=flex)),
     ]
+    assert memory.view(0, 3).valid_BT is not None
     torch.testing.assert_close(*made, atol=1e-4, rtol=1e-4)
 
 

@@ -21,7 +21,14 @@ CONFIGS = [
     ),
     (
         ModelConfig(
-            layers=1, width=64, heads=1, ffn=32, text_width=8, text_tokens=2, freq_width=64, eps=1e-5
+            layers=1,
+            width=64,
+            heads=1,
+            ffn=32,
+            text_width=8,
+            text_tokens=2,
+            freq_width=64,
+            eps=1e-5,
         ),
         Geometry(height=48, width=32),
     ),
@@ -65,9 +72,9 @@ def test_transformer_equals_diffusers(model, geometry, per_frame):
     else:
         theirs_timestep = torch.tensor([937.5, 250.0])
         timestep_BF = theirs_timestep[:, None].expand(batch, frames)
-    theirs = network(
-        x_BFCXY.transpose(1, 2), theirs_timestep, tokens_BSE, return_dict=False
-    )[0].transpose(1, 2)
+    theirs = network(x_BFCXY.transpose(1, 2), theirs_timestep, tokens_BSE, return_dict=False)[
+        0
+    ].transpose(1, 2)
     out = mine(x_BFCXY, timestep_BF / 1000, mine.text_kv(tokens_BSE[:, None])).v_BFCXY
     assert theirs.abs().mean() > 0.1
     torch.testing.assert_close(out, theirs, **TOLERANCE)

@@ -190,6 +190,12 @@ def test_configs_refuse(make, message):
 
 def test_seed_depends_on_parts_and_their_types():
     assert seed_for("p", 1) == seed_for("p", 1)
-    seeds = {seed_for("p", 1), seed_for("p", "1"), seed_for("p", 2), seed_for("p1"), seed_for(1, "p")}
+    seeds = {
+        seed_for("p", 1),
+        seed_for("p", "1"),
+        seed_for("p", 2),
+        seed_for("p1"),
+        seed_for(1, "p"),
+    }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,7 +56,7 @@ def test_euler_reaches_the_clean_latent_along_a_straight_flow():
     assert (sigmas[0], sigmas[-1], len(sigmas)) == (1.0, 0.0, 8)
     assert list(sigmas) == sorted(sigmas, reverse=True)
     x = eps
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         x = euler_step(x, eps - x0, sigma, following)
     torch.testing.assert_close(x, x0)
 
