@@ -23,6 +23,7 @@ from cfmodel.config import seed_for
 from cfmodel.presets import NANO_RANDOM, TINY_STUDENT
 
 FORMAT = 1
+METADATA = "cfmodel"
 SUFFIX = ".safetensors"
 MANIFEST = "SHA256SUMS"
 SHOWN = 3
@@ -106,13 +107,9 @@ def save_weights(
         if dtype is not None and value.is_floating_point():
             kind = dtype if value.ndim > 1 else torch.float32
         stored[name] = value.detach().to("cpu", kind).contiguous()
-    metadata = {
-        "format": str(FORMAT),
-        "config": json.dumps(config, sort_keys=True),
-        "record": json.dumps(record, sort_keys=True),
-        "note": note,
-    }
-    data = save(stored, metadata)
+    about = {"format": FORMAT, "config": config, "record": record, "note": note}
+    # One entry: safetensors writes several in no fixed order, and equal weights are equal files.
+    data = save(stored, {METADATA: json.dumps(about, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -143,16 +140,16 @@ def load_weights(path: Path, *, sha256: str | None = None) -> Weights:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is truncated or no safetensors file ({reason})") from error
     try:
-        config, record = (json.loads(metadata.get(name, "{}")) for name in ("config", "record"))
+        about = json.loads(metadata.get(METADATA, "{}"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has damaged metadata ({error})") from error
     return Weights(
         path=path,
         sha256=found,
         tensors=tensors,
-        config=config,
-        record=record,
-        note=metadata.get("note", ""),
+        config=about.get("config", {}),
+        record=about.get("record", {}),
+        note=about.get("note", ""),
     )
 
 
