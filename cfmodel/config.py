@@ -327,7 +327,9 @@ def put(node: Any, path: str, value: object, full: str = "") -> Any:
         raise ValueError(f"{full}: {head!r} is inside a plain value; name a field of a config")
     hints = typing.get_type_hints(type(node))
     if head not in hints:
-        raise ValueError(f"{full}: {type(node).__name__} has no field {head!r}; has {sorted(hints)}")
+        raise ValueError(
+            f"{full}: {type(node).__name__} has no field {head!r}; has {sorted(hints)}"
+        )
     old = getattr(node, head)
     if rest:
         return dataclasses.replace(node, **{head: put(old, rest, value, full)})
@@ -388,7 +390,9 @@ def _build(kind: Any, tree: Any, at: str) -> Any:
         missing = set(hints) - set(tree)
         if unknown or missing:
             raise ValueError(f"{at}: unknown keys {sorted(unknown)}, missing {sorted(missing)}")
-        return typing.cast(Any, kind)(**{k: _build(hints[k], v, f"{at}.{k}") for k, v in tree.items()})
+        return typing.cast(Any, kind)(
+            **{k: _build(hints[k], v, f"{at}.{k}") for k, v in tree.items()}
+        )
     value = tuple(tree) if isinstance(tree, list) else tree
     if not _fits(value, kind):
         raise ValueError(f"{at}={value!r}: expected {kind}")

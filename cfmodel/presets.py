@@ -87,12 +87,31 @@ def ablations(base: Experiment) -> list[Experiment]:
     """Rows that differ from ``base`` in one field; the paper's Table 3 first, in its order."""
     return [
         vary(base, "memory.promotion", "uniform-1", name="uniform-1", label="Uniform, every chunk"),
-        vary(base, "memory.promotion", "uniform-2", name="uniform-2", label="Uniform, every 2nd chunk"),
-        vary(base, "train.stage", "dmd", name="no-cdmd", label="w/o contextual distillation", retrain=True),
+        vary(
+            base,
+            "memory.promotion",
+            "uniform-2",
+            name="uniform-2",
+            label="Uniform, every 2nd chunk",
+        ),
+        vary(
+            base,
+            "train.stage",
+            "dmd",
+            name="no-cdmd",
+            label="w/o contextual distillation",
+            retrain=True,
+        ),
         vary(base, "memory.positions", "absolute", name="absolute", label="w/o bounded positions"),
         vary(base, "memory.slow", 0, name="no-slow", label="w/o slow memory"),
         vary(base, "memory.sink", 0, name="no-sink", label="w/o sink"),
-        vary(base, "memory.promotion", "surprisal-1", name="surprisal-1", label="Surprisal, every chunk"),
+        vary(
+            base,
+            "memory.promotion",
+            "surprisal-1",
+            name="surprisal-1",
+            label="Surprisal, every chunk",
+        ),
         vary(base, "memory.tau", 0.9, name="tau-0.90", label="tau = 0.90"),
     ]
 
@@ -106,13 +125,25 @@ def baseline(base: Experiment, name: str, label: str, **memory: object) -> Exper
 def baselines(base: Experiment) -> list[Experiment]:
     """Published systems as memory policies; windows count the current chunk."""
     return [
-        baseline(base, "self-forcing", "Self Forcing", sink=0, slow=0, fast=21, positions="absolute"),
+        baseline(
+            base, "self-forcing", "Self Forcing", sink=0, slow=0, fast=21, positions="absolute"
+        ),
         baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
-        baseline(base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"),
-        baseline(base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"),
-        baseline(base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"),
-        baseline(base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"),
-        baseline(base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"),
+        baseline(
+            base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"
+        ),
+        baseline(
+            base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"
+        ),
+        baseline(
+            base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"
+        ),
+        baseline(
+            base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"
+        ),
+        baseline(
+            base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"
+        ),
     ]
 
 

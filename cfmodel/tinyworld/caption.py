@@ -220,7 +220,11 @@ def caption(
     if held_out:
         lead = " ".join([*light, *where, *near])
         body = f"{lead + ', ' if lead else ''}we see {noun} that {motion}"
-        first = f"{body}, and {beside[5:] if beside.startswith('with ') else beside}" if beside else body
+        first = (
+            f"{body}, and {beside[5:] if beside.startswith('with ') else beside}"
+            if beside
+            else body
+        )
     else:
         tail = [*where, *near, *light] if rng.random() < 0.5 else [*light, *near, *where]
         if rng.random() < 0.5:

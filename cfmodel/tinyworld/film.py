@@ -9,7 +9,7 @@ from torch import Tensor
 from cfmodel.tinyworld.caption import script_captions
 from cfmodel.tinyworld.render import Truth, render
 from cfmodel.tinyworld.scene import Scene, Stratum, chunk_start, sample_scene, scene_from_json
-from cfmodel.tinyworld.tracks import SUBJECTS, play
+from cfmodel.tinyworld.tracks import play
 
 BLOCK = 48
 STRATA: tuple[Stratum, ...] = ("stay", "short", "long")

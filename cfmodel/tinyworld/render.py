@@ -112,7 +112,16 @@ def render(tracks: Tracks, height: int, width: int, *, truth: bool = False) -> R
         depth.scatter_reduce_(0, pairs.frame * fine + pairs.cell, distance, "amin")
         if silhouette is not None:
             silhouette[pairs.frame, table.instance[pairs.row], pairs.cell] = True
-        hits.append((pairs, distance, point, normal[keep], table.instance[pairs.row], table.paint[pairs.row]))
+        hits.append(
+            (
+                pairs,
+                distance,
+                point,
+                normal[keep],
+                table.instance[pairs.row],
+                table.paint[pairs.row],
+            )
+        )
     rgb, owner = _shade(hits, depth, tracks, view, background)
     measured = None
     if silhouette is not None:
@@ -261,8 +270,12 @@ def _pairs(table: _Table, view: _View) -> _Pairs:
     seen = z + table.radius > 0.3
 
     def span(v: Tensor, tan: float, cells: int) -> tuple[Tensor, Tensor]:
-        low = torch.minimum((v - table.radius) / near, (v - table.radius) / (z + table.radius).clamp(min=0.2))
-        high = torch.maximum((v + table.radius) / near, (v + table.radius) / (z + table.radius).clamp(min=0.2))
+        low = torch.minimum(
+            (v - table.radius) / near, (v - table.radius) / (z + table.radius).clamp(min=0.2)
+        )
+        high = torch.maximum(
+            (v + table.radius) / near, (v + table.radius) / (z + table.radius).clamp(min=0.2)
+        )
         low = ((low / tan + 1) / 2 * cells).floor().clamp(0, cells)
         high = ((high / tan + 1) / 2 * cells).ceil().clamp(0, cells)
         return low.long(), (high - low).long() * seen
@@ -390,9 +403,9 @@ def _measure(silhouette: Tensor, owner: Tensor, tracks: Tracks, view: _View) -> 
     mine = owner[:, None] == torch.arange(INSTANCES, device=device)[None, :, None]
     seen, whole = mine.sum(-1).float(), silhouette.sum(-1).float()
     grid = mine.view(n, INSTANCES, high, wide)
-    box = torch.stack(
-        [*_extent(grid.any(2), wide), *_extent(grid.any(3), high)], -1
-    )[..., [0, 2, 1, 3]]
+    box = torch.stack([*_extent(grid.any(2), wide), *_extent(grid.any(3), high)], -1)[
+        ..., [0, 2, 1, 3]
+    ]
     visible = seen / whole.clamp(min=1) * _inside(tracks, view)
     return Truth(visible, box, seen / cells)
 
@@ -416,9 +429,7 @@ def _inside(tracks: Tracks, view: _View) -> Tensor:
         x, y, z = (view.axes[table.frame] * offset[:, None]).sum(-1).unbind(-1)
         z = z.clamp(min=0.2)
         at = torch.stack([x / z / view.tan_x, y / z / view.tan_y], -1)
-        reach = torch.stack(
-            [table.radius / z / view.tan_x, table.radius / z / view.tan_y], -1
-        )
+        reach = torch.stack([table.radius / z / view.tan_x, table.radius / z / view.tan_y], -1)
         index = (table.frame * INSTANCES + table.instance)[:, None].expand(-1, 2)
         low.view(-1, 2).scatter_reduce_(0, index, at - reach, "amin")
         high.view(-1, 2).scatter_reduce_(0, index, at + reach, "amax")

@@ -232,7 +232,14 @@ def _presence(rng: random.Random, *, quiet: bool) -> list[Event]:
     kind: EventKind = rng.choices(("hold", "orbit", "dolly"), (0.5, 0.3, 0.2))[0]
     side = rng.choice((-1, 1))
     if kind == "orbit":
-        return [Event(kind=kind, chunks=rng.choice((8, 10, 12)), side=side, amount=math.radians(rng.uniform(18, 28)))]
+        return [
+            Event(
+                kind=kind,
+                chunks=rng.choice((8, 10, 12)),
+                side=side,
+                amount=math.radians(rng.uniform(18, 28)),
+            )
+        ]
     if kind == "dolly":
         return [Event(kind=kind, chunks=rng.choice((6, 8, 10)), amount=rng.uniform(0.2, 0.3))]
     longest = 53 if quiet and rng.random() < 0.1 else 10

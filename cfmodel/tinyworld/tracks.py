@@ -94,9 +94,7 @@ def play(scene: Scene, frames: Tensor) -> Tracks:
         )
         yaw[:, k] = place.bearing + place.heading
         kind[k] = len(SHAPES) + LANDMARKS.index(place.landmark)
-    look = torch.tensor(
-        [GROUNDS.index(scene.ground), SKIES.index(scene.sky), *scene.texture]
-    )
+    look = torch.tensor([GROUNDS.index(scene.ground), SKIES.index(scene.sky), *scene.texture])
     return Tracks(
         camera=camera.float(),
         position=position.float(),
@@ -129,9 +127,7 @@ class _Script:
         self.u = u_N
         self.ease = u_N * u_N * (3 - 2 * u_N)
         kinds = [event.kind for event in scene.script]
-        self._at = {
-            kind: torch.tensor([k == kind for k in kinds])[event_N] for kind in set(kinds)
-        }
+        self._at = {kind: torch.tensor([k == kind for k in kinds])[event_N] for kind in set(kinds)}
         self._none = torch.zeros_like(u_N, dtype=torch.bool)
         self.side = torch.tensor([float(e.side) for e in scene.script])[event_N].double()
         self.amount = torch.tensor([e.amount for e in scene.script])[event_N].double()

@@ -23,7 +23,7 @@ CHECK_EVERY = 50
 EXPLODED = 50.0
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss is not finite or grew beyond reason; the last good weights are kept."""
 
 
@@ -116,7 +116,7 @@ def train(
 
     Raises:
         ValueError: no budget.
-        Diverged: the loss is not finite or exploded.
+        DivergedError: the loss is not finite or exploded.
     """
     if steps is None and seconds is None:
         raise ValueError("no budget: give steps or seconds")
@@ -144,7 +144,7 @@ def train(
             logger.info("%s %s", strategy.name, json.dumps(row))
             best = min(best, abs(last["loss"]) + 1e-3)
             if not math.isfinite(last["loss"]) or abs(last["loss"]) > EXPLODED * max(best, 1.0):
-                raise Diverged(f"{strategy.name}: loss {last['loss']} at step {step}")
+                raise DivergedError(f"{strategy.name}: loss {last['loss']} at step {step}")
             if save_every_s and time.monotonic() - saved_at > save_every_s:
                 saved_at = time.monotonic()
                 strategy.save(out, {"stage": strategy.name, "steps": step, "partial": True})

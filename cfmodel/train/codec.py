@@ -1,0 +1,122 @@
+"""Stage ``codec``: the tiny autoencoder on clips rendered as they are needed."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfmodel.config import Experiment
+from cfmodel.io.weights import save_weights
+from cfmodel.nn.tae import TinyAutoencoder
+from cfmodel.tinyworld.render import render
+from cfmodel.train.data import Batch, contiguous_clip, world_stream
+from cfmodel.train.loop import Trainable
+
+LATENT_NOISE = 0.08
+LATENT_PULL = 1e-3
+EDGES = 0.5
+CHUNKS = 3
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of films (B, ...) with values in [0, 1], one a film."""
+    error = (a - b).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-10))
+
+
+class CodecStage:
+    """Reconstruction (L1, squared error, and L1 of spatial differences) with noise on latents.
+
+    The noise makes nearby latents decode alike, which a generator's errors need.
+    """
+
+    name = "codec"
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        device: torch.device,
+        *,
+        batch: int = 32,
+        workers: int = 0,
+        compiled: bool = False,
+        lr: float = 1.2e-3,
+    ) -> None:
+        self.experiment, self.device, self.batch = experiment, device, batch
+        self.net = TinyAutoencoder(experiment.codec).to(device, memory_format=torch.channels_last)
+        self.trainable = Trainable(self.net, lr=lr, ema=0.999, weight_decay=0.0)
+        self._forward: nn.Module | Any = _Roundtrip(self.net)
+        if compiled:
+            self._forward = torch.compile(self._forward)
+        clip = contiguous_clip(CHUNKS, start_share=0.2)
+        self._stream = world_stream(clip, batch=batch, stream="codec", workers=workers)
+        self._held_out = world_stream(clip, batch=min(batch, 16), stream="codec-held-out")
+        self.frames = 0
+
+    def _pixels(self, stream: Iterator[Batch]) -> Tensor:
+        size = self.experiment.geometry
+        batch = next(stream)
+        with torch.no_grad():
+            rgb = render(batch.tracks.to(self.device), size.height, size.width).rgb
+        self.frames += len(rgb)
+        return rgb.unflatten(0, (len(batch.clips), -1))
+
+    def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
+        """One update on a fresh batch."""
+        rgb = self._pixels(self._stream)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            out, latents = self._forward(rgb, LATENT_NOISE * (1 - progress))
+        out, latents = out.float(), latents.float()
+        l1, l2 = (out - rgb).abs().mean(), (out - rgb).square().mean()
+        edges = sum((out.diff(dim=d) - rgb.diff(dim=d)).abs().mean() for d in (-1, -2))
+        pull = (latents.square().mean() - 1).relu() + latents.mean((0, 1, 3, 4)).square().mean()
+        loss = l1 + 4 * l2 + EDGES * edges + LATENT_PULL * pull
+        norm = self.trainable.update(loss, progress)
+        error = -10 * torch.log10(l2.detach())
+        return {"loss": loss.detach(), "psnr": error, "std": latents.std().detach(), "norm": norm}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """PSNR over held-out clips, and latent statistics that go into the weights file."""
+        net, values, latents = self.trainable.ema.eval(), [], []
+        for _ in range(16 if self.device.type == "cuda" else 1):
+            rgb = self._pixels(self._held_out)
+            z = net.encode(rgb)
+            out = net.decode(z).clamp(0, 1)
+            values.append(psnr(out, rgb))
+            latents.append(z)
+        film = torch.cat(values)
+        z = torch.cat(latents)
+        self._mean, self._std = z.mean((0, 1, 3, 4)), z.std((0, 1, 3, 4))
+        return {
+            "psnr_db": film.mean().item(),
+            "psnr_db_p5": film.quantile(0.05).item(),
+            "films": float(len(film)),
+            "frames_rendered": float(self.frames),
+        }
+
+    def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
+        """Writes the averaged weights with the latents' mean and spread."""
+        if record.get("partial"):
+            self.evaluate()
+        tensors = {
+            **self.trainable.ema.state_dict(),
+            "latents_mean": self._mean,
+            "latents_std": self._std,
+        }
+        path = out / "codec.safetensors"
+        save_weights(path, tensors, config=self.experiment.to_json(), record=record)
+        return [path]
+
+
+class _Roundtrip(nn.Module):
+    def __init__(self, net: TinyAutoencoder) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rgb: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+        latents = self.net.encode(rgb)
+        noisy = latents + noise * torch.randn_like(latents)
+        return self.net.decode(noisy), latents
