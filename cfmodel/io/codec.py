@@ -21,7 +21,7 @@ LEVELS = 255
 MEAN, STD = "latents_mean", "latents_std"
 PIXELS_AT_ONCE = 2**25
 """Pixels decoded or encoded in one call: bounds memory, and is a whole film at small sizes."""
-NANO_GAIN = 4.0
+NANO_GAIN = 1.0
 """Contrast of random weights' pixels, so that films made with them are not one grey."""
 
 

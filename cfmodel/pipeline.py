@@ -1,0 +1,320 @@
+"""An experiment, loaded: text encoder, student, memory and codec, from prompts to pixel frames.
+
+Dims: B films, R pixel frames, Y rows, X columns, G texts, S text tokens, E text width.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Attention, Experiment, Geometry
+from cfmodel.flow import FewStep
+from cfmodel.io.codec import Codec, random_codec, tae_codec
+from cfmodel.io.text import BytePooler, BytesText, TextEncoder
+from cfmodel.io.weights import bundled, load_into, randomize, resolve
+from cfmodel.memory.slots import SlotMemory
+from cfmodel.nn.attention import AttentionFn
+from cfmodel.nn.attention import resolve as resolve_attention
+from cfmodel.nn.transformer import TextKV, VideoTransformer
+from cfmodel.rollout import HashNoise, rollout
+
+logger = logging.getLogger(__name__)
+
+HEADS = "heads."
+"""Prefix of the text encoder's training heads, which films do not need."""
+
+
+class Request(NamedTuple):
+    """A film to make. Equal requests make equal films; the last segment lasts to the end."""
+
+    prompt_id: str
+    segments: tuple[tuple[str, float], ...]
+    """Texts and their seconds."""
+    seed: int
+
+
+def segment_of(seconds: Sequence[float], chunk: int, geometry: Geometry) -> int:
+    """Which segment's text a chunk has: that of the last segment begun by then.
+
+    Segments begin at the chunk start nearest to where their seconds put them, and the last one
+    lasts to the end of the film.
+
+    Example:
+        >>> [segment_of((1.5, 1.0), chunk, Geometry()) for chunk in range(4)]
+        [0, 0, 1, 1]
+    """
+
+    def start(index: int) -> float:
+        frames = geometry.pixel_frames(index * geometry.chunk) if index else 0
+        return frames / geometry.fps
+
+    middle = (start(chunk) + start(chunk + 1)) / 2
+    begins = [0.0, *accumulate(seconds[:-1])]
+    return max(index for index, begin in enumerate(begins) if index == 0 or begin < middle)
+
+
+class Pipeline:
+    """Makes films. Build one with ``load``.
+
+    Attributes:
+        experiment: what it was loaded from.
+        weights: sha256 of student, codec and text encoder.
+        device: torch's name of where it runs.
+        dtype: of the student, as in ``float32``.
+        attention: the backend in use; never ``auto``.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: VideoTransformer,
+        codec: Codec,
+        text: TextEncoder,
+        *,
+        weights: dict[str, str],
+        attention: str,
+    ) -> None:
+        self.experiment = experiment
+        self.model = model
+        self.codec = codec
+        self.text = text
+        self.weights = weights
+        self.attention = attention
+        self._dtype = model.patch_embed.weight.dtype
+        self._device = model.patch_embed.weight.device
+        self.dtype = str(self._dtype).removeprefix("torch.")
+        self.device = str(self._device)
+
+    def record(self) -> dict[str, str]:
+        """What, beside the experiment, decides a film's bytes: device, dtype, attention, codec."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "codec": self.codec.spec.name,
+            "torch": torch.__version__,
+        }
+
+    def films(self, requests: Sequence[Request], chunks: int) -> Iterator[Tensor]:
+        """Films made together, as (B, R, Y, X, 3) uint8 CPU tensors, one a chunk.
+
+        The first chunk holds fewer pixel frames than the others.
+
+        Args:
+            requests: one a film.
+            chunks: length of the films.
+
+        Raises:
+            ValueError: no request, no chunk, or an empty or overlong text.
+        """
+        if not requests or chunks < 1:
+            raise ValueError(
+                f"{len(requests)} films of {chunks} chunks: expected 1 or more of each"
+            )
+        if any(not request.segments for request in requests):
+            raise ValueError("a film without segments; give at least one text and its seconds")
+        texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
+        tokens = dict(zip(texts, self.text.encode(texts), strict=True))
+        return self._films(requests, chunks, tokens)
+
+    def _films(
+        self, requests: Sequence[Request], chunks: int, tokens: dict[str, Tensor]
+    ) -> Iterator[Tensor]:
+        experiment, batch = self.experiment, len(requests)
+        memory = SlotMemory(
+            experiment.memory,
+            experiment.geometry,
+            experiment.model,
+            batch=batch,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        decoder = self.codec.decoder(batch)
+        latents = rollout(
+            self.model,
+            memory,
+            _Texts(self.model, requests, tokens, experiment.geometry),
+            flow=FewStep.from_config(experiment.sample),
+            noise=HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
+            chunks=chunks,
+            geometry=experiment.geometry,
+            batch=batch,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        for latents_BFCXY in latents:
+            yield decoder.push(latents_BFCXY).cpu()
+
+
+class _Texts:
+    """Cross-attention keys and values of each chunk's texts, made when the texts change."""
+
+    def __init__(
+        self,
+        model: VideoTransformer,
+        requests: Sequence[Request],
+        tokens: dict[str, Tensor],
+        geometry: Geometry,
+    ) -> None:
+        self._model = model
+        self._requests = requests
+        self._tokens = tokens
+        self._geometry = geometry
+        self._now: tuple[str, ...] = ()
+        self._kv: TextKV | None = None
+
+    @torch.no_grad()
+    def __call__(self, chunk: int) -> TextKV:
+        now = tuple(self._text(request, chunk) for request in self._requests)
+        if self._kv is None or now != self._now:
+            weight = self._model.patch_embed.weight
+            tokens_BGSE = torch.stack([self._tokens[text] for text in now])[:, None]
+            self._now = now
+            self._kv = self._model.text_kv(tokens_BGSE.to(weight.device, weight.dtype))
+        return self._kv
+
+    def _text(self, request: Request, chunk: int) -> str:
+        seconds = [duration for _, duration in request.segments]
+        return request.segments[segment_of(seconds, chunk, self._geometry)][0]
+
+
+def load(
+    experiment: Experiment,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    attention: Attention = "auto",
+    threads: int | None = None,
+) -> Pipeline:
+    """An experiment's networks with their weights, ready to make films.
+
+    Args:
+        experiment: a preset, or a variation of one.
+        device: as torch names it; None is CUDA when there is one.
+        dtype: of the student; None is bfloat16 on CUDA, else float32.
+        attention: backend; ``auto`` is decided here and can be read from the result.
+        threads: torch's CPU threads, for the whole process; None leaves them.
+
+    Raises:
+        ValueError: weights that are not trained yet, missing or damaged; a device or backend that
+            this machine lacks; sizes of codec, text encoder and model that disagree.
+    """
+    if experiment.weights is None:
+        raise ValueError(
+            f"preset {experiment.family}/{experiment.name}: this row's own weights are not trained "
+            "yet; choose another row, or name a file with --set weights=PATH"
+        )
+    _check_sizes(experiment)
+    where = choose_device(device)
+    kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    backend, attend = choose_attention(attention, where)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    student = resolve(experiment.weights, experiment.family)
+    model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    if student is None:
+        student_sha256 = randomize(model, "student")
+    else:
+        load_into(model, student.tensors, str(student.path))
+        student_sha256 = student.sha256
+    codec, text = load_codec(experiment, device=where), load_text(experiment, device=where)
+    if codec.spec.strides != experiment.geometry.vae_stride:
+        raise ValueError(
+            f"codec strides {codec.spec.strides}, but geometry.vae_stride="
+            f"{experiment.geometry.vae_stride}; make them equal"
+        )
+    weights = {"student": student_sha256, "codec": codec.spec.sha256, "text": text.sha256}
+    logger.info("%s on %s, %s, attention %s", experiment.name, where, kind, backend)
+    model = model.to(where, kind).eval().requires_grad_(False)
+    return Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
+
+
+def load_codec(experiment: Experiment, *, device: torch.device | str) -> Codec:
+    """The codec of an experiment's family.
+
+    Raises:
+        ValueError: its weights are missing or damaged.
+    """
+    # Half the bits of float16 are mantissa, which eight-bit pixels need; bfloat16 has too few.
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    if experiment.family == "nano":
+        return random_codec(experiment.codec, device=device, dtype=dtype)
+    _refuse_wan(experiment)
+    weights = bundled(f"{experiment.family}/codec")
+    return tae_codec(experiment.codec, weights, device=device, dtype=dtype)
+
+
+def load_text(experiment: Experiment, *, device: torch.device | str) -> TextEncoder:
+    """The text encoder of an experiment's family, float32.
+
+    Raises:
+        ValueError: its weights are missing or damaged.
+    """
+    _refuse_wan(experiment)
+    net = BytePooler(experiment.text)
+    if experiment.family == "nano":
+        return BytesText(net.to(device), randomize(net, "text"))
+    weights = bundled(f"{experiment.family}/text")
+    kept = {name: t for name, t in weights.tensors.items() if not name.startswith(HEADS)}
+    load_into(net, kept, str(weights.path))
+    return BytesText(net.to(device), weights.sha256)
+
+
+def _refuse_wan(experiment: Experiment) -> None:
+    if experiment.family == "wan-1.3b":
+        raise ValueError(
+            "family wan-1.3b needs Wan's VAE and UMT5, which are not bundled; use --preset tiny "
+            "or build a Pipeline from cfmodel.io.codec.wan_codec and cfmodel.io.text.Umt5Text"
+        )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of a name; None is CUDA when there is one.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    cuda = torch.cuda.is_available()
+    if name is None:
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r}: expected cpu, cuda or cuda:<index>") from error
+    if device.type == "cuda" and not cuda:
+        raise ValueError(f"device {name!r}: no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def choose_attention(name: Attention, device: torch.device) -> tuple[str, AttentionFn]:
+    """Name and function of a backend that runs on the device.
+
+    Raises:
+        ValueError: unknown backend, or one that is not installed.
+    """
+    if name == "auto" and device.type != "cuda":
+        name = "sdpa"
+    try:
+        return resolve_attention(name)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_sizes(experiment: Experiment) -> None:
+    codec, model, text = experiment.codec, experiment.model, experiment.text
+    if codec.latent_channels != model.latent_channels:
+        raise ValueError(
+            f"codec.latent_channels={codec.latent_channels}, but model.latent_channels="
+            f"{model.latent_channels}; make them equal"
+        )
+    if (text.width, text.tokens) != (model.text_width, model.text_tokens):
+        raise ValueError(
+            f"text encoder gives {text.tokens} tokens of {text.width}, but the model reads "
+            f"{model.text_tokens} of {model.text_width}; make them equal"
+        )

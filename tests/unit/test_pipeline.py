@@ -1,0 +1,157 @@
+"""From experiment and prompts to pixel frames, on the nano family."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import cfmodel
+from cfmodel import pipeline as pipelines
+from cfmodel.config import Geometry
+from cfmodel.pipeline import Request, load, segment_of
+from cfmodel.presets import preset
+
+RED = (("a red ball", 60.0),)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load(preset("nano"), device="cpu")
+
+
+def film(pipeline, request, chunks=3, row=0):
+    requests = request if isinstance(request, list) else [request]
+    return torch.cat([part[row] for part in pipeline.films(requests, chunks)])
+
+
+def test_public_names():
+    assert cfmodel.load is load
+    assert cfmodel.preset is preset
+    assert cfmodel.presets.presets("nano")["ours"] == cfmodel.preset("nano")
+    assert cfmodel.Geometry is Geometry
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = cfmodel.nothing
+
+
+def test_chunks_of_a_film(nano):
+    parts = list(nano.films([Request("a", RED, 0), Request("b", RED, 0)], 3))
+    assert [tuple(part.shape) for part in parts] == [
+        (2, 9, 64, 64, 3),
+        (2, 12, 64, 64, 3),
+        (2, 12, 64, 64, 3),
+    ]
+    assert all(part.dtype == torch.uint8 and not part.is_cuda for part in parts)
+
+
+def test_a_film_depends_on_prompt_seed_and_text_alone(nano):
+    first = film(nano, Request("a", RED, 0))
+    assert torch.equal(first, film(nano, Request("a", RED, 0)))
+    assert torch.equal(first, film(load(preset("nano"), device="cpu"), Request("a", RED, 0)))
+    for other in (
+        Request("b", RED, 0),
+        Request("a", RED, 1),
+        Request("a", (("a blue cube", 60.0),), 0),
+    ):
+        assert not torch.equal(first, film(nano, other))
+
+
+def test_a_longer_film_begins_with_the_shorter(nano):
+    short = film(nano, Request("a", RED, 0), 2)
+    assert torch.equal(film(nano, Request("a", RED, 0), 4)[: len(short)], short)
+
+
+def test_batch_mates_change_little(nano):
+    together = film(nano, [Request("b", RED, 5), Request("a", RED, 0)], row=1)
+    alone = film(nano, Request("a", RED, 0))
+    assert (together.int() - alone.int()).abs().max() <= 2
+
+
+def test_memory_is_read(nano):
+    shorter = load(preset("nano/no-slow", ("memory.fast=3", "memory.sink=0")), device="cpu")
+    a, b = (film(p, Request("a", RED, 0)) for p in (nano, shorter))
+    assert torch.equal(a[:9], b[:9])
+    assert not torch.equal(a[9:], b[9:])
+
+
+def test_the_text_changes_with_the_segment(nano):
+    segments = (("a red ball", 1.3125), ("a blue cube", 9.0))
+    mixed = film(nano, Request("a", segments, 0), 4)
+    red = film(nano, Request("a", RED, 0), 4)
+    assert torch.equal(mixed[:21], red[:21])
+    assert not torch.equal(mixed[21:], red[21:])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((5.0,), [0, 0, 0, 0, 0]),
+        ((0.5625, 0.75, 9.0), [0, 1, 2, 2, 2]),
+        ((1.0, 1.0), [0, 0, 1, 1, 1]),
+        ((2.0625, 0.1, 9.0), [0, 0, 0, 2, 2]),
+    ],
+)
+def test_segments_are_rounded_to_chunks(seconds, expected):
+    assert [segment_of(seconds, chunk, Geometry()) for chunk in range(5)] == expected
+
+
+def test_segments_follow_the_scripts_of_the_tiny_world():
+    from cfmodel.tinyworld.scene import chunk_start
+
+    chunks = (4, 3, 10, 6)
+    ends = [sum(chunks[: index + 1]) for index in range(len(chunks))]
+    starts = [0, *ends[:-1]]
+    seconds = [(chunk_start(b) - chunk_start(a)) / 16 for a, b in zip(starts, ends, strict=True)]
+    found = [segment_of(seconds, chunk, Geometry()) for chunk in range(ends[-1])]
+    assert found == [index for index, count in enumerate(chunks) for _ in range(count)]
+
+
+def test_record_and_weights(nano):
+    record = nano.record()
+    assert (record["device"], record["dtype"], record["attention"]) == ("cpu", "float32", "sdpa")
+    assert record["codec"] == "nano-random"
+    assert set(nano.weights) == {"student", "codec", "text"}
+    assert all(len(sha256) == 64 for sha256 in nano.weights.values())
+
+
+def test_what_cannot_be_loaded():
+    with pytest.raises(ValueError, match="weights are not trained yet"):
+        load(preset("nano/no-cdmd"))
+    with pytest.raises(ValueError, match="not bundled"):
+        load(preset("wan-1.3b"))
+    with pytest.raises(ValueError, match="expected cpu, cuda"):
+        load(preset("nano"), device="gpu")
+    with pytest.raises(ValueError, match="expected auto, sdpa"):
+        load(preset("nano"), device="cpu", attention="fast")  # pyright: ignore
+    nano = preset("nano")
+    narrow = dataclasses.replace(nano, text=dataclasses.replace(nano.text, tokens=2))
+    with pytest.raises(ValueError, match="make them equal"):
+        load(narrow)
+    narrow = dataclasses.replace(nano, codec=dataclasses.replace(nano.codec, latent_channels=8))
+    with pytest.raises(ValueError, match="make them equal"):
+        load(narrow)
+
+
+def test_codec_and_geometry_must_agree():
+    nano = preset("nano")
+    coarse = dataclasses.replace(nano.geometry, vae_stride=(4, 16, 16))
+    with pytest.raises(ValueError, match="strides"):
+        load(dataclasses.replace(nano, geometry=coarse))
+
+
+def test_empty_requests_are_refused_before_anything_is_made(nano):
+    with pytest.raises(ValueError, match="1 or more of each"):
+        nano.films([], 3)
+    with pytest.raises(ValueError, match="1 or more of each"):
+        nano.films([Request("a", RED, 0)], 0)
+    with pytest.raises(ValueError, match="without segments"):
+        nano.films([Request("a", (), 0)], 3)
+    with pytest.raises(ValueError, match="empty prompt"):
+        nano.films([Request("a", (("", 1.0),), 0)], 3)
+
+
+@pytest.mark.gpu
+def test_cuda_is_refused_where_there_is_none_and_used_where_there_is():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    assert load(preset("nano")).record()["dtype"] == "bfloat16"
+    assert pipelines.choose_device(None).type == "cuda"
