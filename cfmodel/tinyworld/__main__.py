@@ -54,5 +54,40 @@ def prompts(
     typer.echo(f"{out}: {count} prompts")
 
 
+@app.command()
+def bench(
+    frames: Annotated[int, typer.Option(min=1, help="frames in a call")] = 1536,
+    calls: Annotated[int, typer.Option(min=1, help="timed calls")] = 10,
+) -> None:
+    """Prints frames/s with everything in view: three composite subjects and both landmarks."""
+    import time
+    from dataclasses import replace
+
+    import torch
+
+    from cfmodel.tinyworld.render import render
+    from cfmodel.tinyworld.scene import sample_scene
+    from cfmodel.tinyworld.tracks import play
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scene = next(
+        s for s in map(sample_scene, range(1000)) if len(s.subjects) == 3 and s.subjects[1].depth
+    )
+    shapes = ("animal", "vehicle", "ring")
+    subjects = [replace(s, shape=shape) for s, shape in zip(scene.subjects, shapes, strict=True)]
+    subjects[2] = replace(subjects[2], place=0, lateral=-subjects[1].lateral, depth=1.2)
+    places = [replace(p, bearing=0.0, lateral=x) for p, x in zip(scene.places, (-3, 3), strict=True)]
+    scene = replace(scene, subjects=tuple(subjects), places=tuple(places))
+    tracks = play(scene, torch.zeros(frames, dtype=torch.long)).to(device)
+    times = []
+    for _ in range(calls + 2):
+        start = time.perf_counter()
+        float(render(tracks, 80, 128).rgb.mean())
+        times.append(time.perf_counter() - start)
+    rate = frames / sorted(times[2:])[calls // 2]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    typer.echo(json.dumps({"frames_per_s": round(rate), "device": name, "frames": frames}))
+
+
 if __name__ == "__main__":
     app()
