@@ -1,0 +1,196 @@
+"""Intervals and tests over films that cluster by prompt. Pure: arrays in, numbers out.
+
+C clusters (prompts), N films, R resamples, D dimensions.
+"""
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 2000
+LEVEL = 0.95
+MIN_CLUSTERS = 5  # below, a percentile interval over prompts covers far less than it says
+EXACT_FLIPS = 14  # up to 2^14 sign patterns are enumerated
+
+
+class Interval(NamedTuple):
+    """An estimate with its bounds; the bounds are None when there are too few prompts."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Paired(NamedTuple):
+    """Mean difference over films of equal (prompt, seed); ``expected`` is what could be paired."""
+
+    mean: Interval
+    p: float | None
+    scored: int
+    expected: int
+    prompts: int
+
+
+def cluster_weights(clusters: int, resamples: int, seed: int) -> Floats:
+    """How often each of C clusters is drawn in each of R resamples; rows sum to C.
+
+    Example:
+        >>> cluster_weights(3, 2, 0).sum(axis=1).tolist()
+        [3.0, 3.0]
+    """
+    rng = np.random.default_rng(seed)
+    share = np.full(clusters, 1 / clusters)
+    return rng.multinomial(clusters, share, size=resamples).astype(np.float64)
+
+
+def cluster_sums(values_ND: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:
+    """Sums and counts by cluster, NaN left out.
+
+    Returns:
+        Two arrays C x D; clusters in order of first appearance.
+    """
+    order = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
+    index_N = np.array([order[name] for name in clusters], dtype=np.intp)
+    present = ~np.isnan(values_ND)
+    sums = np.zeros((len(order), values_ND.shape[1]))
+    counts = np.zeros_like(sums)
+    np.add.at(sums, index_N, np.where(present, values_ND, 0.0))
+    np.add.at(counts, index_N, present.astype(np.float64))
+    return sums, counts
+
+
+def resampled_means(
+    values_ND: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Floats:
+    """Film means of every column in R resamples of whole clusters, R x D.
+
+    NaN films do not count; a resample without any film of a column is NaN there.
+    """
+    sums, counts = cluster_sums(values_ND, clusters)
+    weights = cluster_weights(len(sums), resamples, seed)
+    mass = weights @ counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(mass > 0, (weights @ sums) / mass, np.nan)
+
+
+def percentile_interval(
+    value: float | None, draws_R: Floats, clusters: int, level: float = LEVEL
+) -> Interval:
+    """The percentile interval of ``draws_R`` around an estimate; no bounds below 5 clusters."""
+    kept = draws_R[~np.isnan(draws_R)]
+    if value is None or clusters < MIN_CLUSTERS or not len(kept):
+        return Interval(value, None, None)
+    tail = (1 - level) / 2
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def mean_interval(
+    values_N: Floats,
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval:
+    """Mean over films with a cluster-bootstrap interval; NaN films do not count.
+
+    Raises:
+        ValueError: not one cluster for each value.
+
+    Source: the cluster bootstrap resamples whole prompts, as films of one prompt are alike
+    (Cameron, Gelbach and Miller 2008, section II).
+    """
+    if len(values_N) != len(clusters):
+        raise ValueError(f"{len(values_N)} values for {len(clusters)} clusters; expected as many")
+    kept = ~np.isnan(values_N)
+    if not kept.any():
+        return Interval(None, None, None)
+    names = [name for name, keep in zip(clusters, kept, strict=True) if keep]
+    values = values_N[kept]
+    draws = resampled_means(values[:, None], names, resamples=resamples, seed=seed)[:, 0]
+    return percentile_interval(float(values.mean()), draws, len(set(names)), level)
+
+
+def sign_flip_p(sums_C: Floats, *, draws: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of "no difference": cluster sums are as likely to be negative as positive.
+
+    Exact (all sign patterns) up to 14 clusters, else ``draws`` random patterns with the observed
+    one counted, so p is never 0.
+
+    Example:
+        >>> sign_flip_p(np.ones(5))
+        0.0625
+    """
+    observed = abs(float(sums_C.sum()))
+    slack = 1e-12 * float(np.abs(sums_C).sum())  # sums in another order differ in the last bit
+    if len(sums_C) <= EXACT_FLIPS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums_C))))
+        return float(np.mean(np.abs(signs @ sums_C) >= observed - slack))
+    rng = np.random.default_rng(seed)
+    signs = rng.choice(np.array([1.0, -1.0]), size=(draws, len(sums_C)))
+    extreme = int(np.sum(np.abs(signs @ sums_C) >= observed - slack))
+    return (extreme + 1) / (draws + 1)
+
+
+def paired(
+    a: Mapping[tuple[str, int], float | None],
+    b: Mapping[tuple[str, int], float | None],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Paired:
+    """Mean of ``a - b`` over the (prompt, seed) that both have, clustered by prompt.
+
+    Args:
+        a: value of every film by (prompt id, seed); None = no value.
+        b: the other system's.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap and of the sign flips.
+        level: of the interval.
+    """
+    keys = sorted(set(a) & set(b))
+    pairs = [(key, a[key], b[key]) for key in keys]
+    deltas = {key: x - y for key, x, y in pairs if x is not None and y is not None}
+    expected = len(set(a) | set(b))
+    if not deltas:
+        return Paired(Interval(None, None, None), None, 0, expected, 0)
+    prompts = [prompt for prompt, _ in deltas]
+    values = np.array(list(deltas.values()))
+    mean = mean_interval(values, prompts, resamples=resamples, seed=seed, level=level)
+    sums, _ = cluster_sums(values[:, None], prompts)
+    p = sign_flip_p(sums[:, 0], seed=seed) if len(sums) >= MIN_CLUSTERS else None
+    return Paired(mean, p, len(deltas), expected, len(sums))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+
+    Source: Holm 1979; adjusted p = running maximum of (m - rank) p, at most 1.
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values {list(p_values)}: expected numbers in [0, 1]")
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(1.0, running)
+    return adjusted

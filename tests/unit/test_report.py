@@ -1,0 +1,178 @@
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfbench import video
+from cfbench.aggregate import normaliser_bytes
+from cfbench.page import render_page
+from cfbench.prompts import canonical
+from cfbench.report import (
+    BEGIN,
+    END,
+    ReportResult,
+    analyse,
+    check,
+    replace_table,
+    report,
+    warnings_of,
+)
+from cfbench.sheet import choose_film, frames_at, montage
+from cfbench.store import open_store
+from cfbench.types import Prompt, Segment
+from tests.helpers.reports import UNIT_RANGES, run, world
+
+SKILLS = {"ours": 0.8, "no-slow": 0.6, "frozen": 0.3}
+
+
+def blocks(shade: int, seconds: int = 3) -> Iterator[video.Frames]:
+    film = np.full((16 * seconds, 32, 48, 3), shade, np.uint8)
+    film[16:32] = 255 - shade  # the second second is another colour
+    yield film
+
+
+def fill_store(root: Path, skills: dict[str, float]) -> None:
+    runs, scores = world(skills, prompts=3, seeds=(0,))
+    with open_store(root, exists=False) as store:
+        text = Prompt(id="p0", segments=(Segment(text="A cube.", seconds=60),))
+        prompt_sha = store.put_bytes(canonical(text), "json")
+        hashes: dict[str, str] = {}
+        for shade, run_ in enumerate(runs):
+            path = store.scratch("mp4")
+            clip = video.encode(path, blocks(20 * shade), 16)
+            store.put(path, clip.sha256, "mp4")
+            hashes[run_.clip.sha256] = clip.sha256
+            changed = dataclasses.replace(run_, clip=clip, prompt_sha=prompt_sha)
+            store.append("runs", changed)
+        for item in scores:
+            store.append("scores", dataclasses.replace(item, clip_sha=hashes[item.clip_sha]))
+
+
+def make(root: Path, **changes: object) -> ReportResult:
+    normaliser = root / "unit.json"
+    normaliser.write_bytes(normaliser_bytes("unit", clamp=True, ranges=UNIT_RANGES))
+    fields: dict[str, object] = {
+        "suite": "tiny",
+        "command": "cfbench report",
+        "commit": "abc",
+        "absent": {"no-cdmd": "weights not trained yet"},
+        "normaliser": normaliser,
+    }
+    return report(root / "store", root / "report", **{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportResult]:
+    root = tmp_path_factory.mktemp("report")
+    fill_store(root / "store", SKILLS)
+    readme = root / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return root, make(root, readme=readme)
+
+
+def test_one_call_writes_everything(made: tuple[Path, ReportResult]) -> None:
+    root, result = made
+    out = root / "report"
+    assert (result.films, result.systems) == (9, ("frozen", "no-slow", "ours"))
+    for name in (*result.files, "tables/scores.parquet", "plots/contact-sheet.png"):
+        assert (out / name).stat().st_size > 0, name
+    assert {"tables/ablation-long.tex", "tables/dimensions.md"} <= set(result.files)
+    assert result.warnings == ()
+    assert (out / "plots" / "time.pdf").is_file()
+
+
+def test_page_is_static_and_its_links_exist(made: tuple[Path, ReportResult]) -> None:
+    page = made[1].page.read_text(encoding="utf-8")
+    assert not re.search(r"https?:", page)
+    links = re.findall(r'(?:href|src)="([^"#:]+)"', page)
+    assert len(links) > 15
+    for link in links:
+        assert not link.startswith("/")
+        assert (made[1].page.parent / link).is_file(), link
+    assert "weights not trained yet" in page
+    assert "not VBench scores" in page
+
+
+def test_readme_gets_the_table(made: tuple[Path, ReportResult]) -> None:
+    text = (made[0] / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n<!-- commit abc; command cfbench report -->")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert replace_table(text, made[1].snippet.read_text(encoding="utf-8")) == text
+
+
+def test_check_finds_an_edited_and_a_missing_table(made: tuple[Path, ReportResult]) -> None:
+    root, _ = made
+    out, normaliser = root / "report", root / "unit.json"
+    assert check(root / "store", out, normaliser=normaliser) == []
+    path = out / "tables" / "ablation.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("81.00", "91.00", 1), encoding="utf-8")
+    curves = out / "tables" / "curves.csv"
+    kept = curves.read_text(encoding="utf-8")
+    curves.unlink()
+    wrong = check(root / "store", out, normaliser=normaliser)
+    path.write_text(text, encoding="utf-8")
+    curves.write_text(kept, encoding="utf-8")
+    assert wrong == ["tables/ablation.csv", "tables/curves.csv"]
+
+
+def test_frozen_above_ours_is_a_warning(tmp_path: Path) -> None:
+    fill_store(tmp_path / "store", {"ours": 0.4, "frozen": 0.9})
+    normaliser = tmp_path / "unit.json"
+    normaliser.write_bytes(normaliser_bytes("unit", clamp=True, ranges=UNIT_RANGES))
+    analysis = analyse(
+        open_store(tmp_path / "store"),
+        suite="tiny",
+        paper=False,
+        header="h",
+        absent={},
+        normaliser=normaliser,
+    )
+    warnings = warnings_of(analysis)
+    assert len(warnings) == 1
+    assert "A frozen first frame scores 91.0 on Total and ours 41.0" in warnings[0]
+    page = render_page(
+        "{{body}}",
+        tmp_path,
+        analysis.all_tables,
+        warnings=warnings,
+        facts={"a": "<b>"},
+        tier="tiny",
+    )
+    assert page.startswith(f'<p class="warning">{warnings[0]}</p>')
+    assert "<dt>a</dt><dd>&lt;b&gt;</dd>" in page
+
+
+def test_input_errors_name_the_remedy(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store", exists=False) as store:
+        store.append("scores", world({"ours": 0.4}, prompts=1)[1][0])
+    with pytest.raises(ValueError, match="run cfbench generate"):
+        make(tmp_path)
+    with pytest.raises(ValueError, match="use one of"):
+        make(tmp_path, suite="pixel")
+    with pytest.raises(ValueError, match="no report in"):
+        check(tmp_path / "store", tmp_path / "report")
+    with pytest.raises(ValueError, match="add the two lines"):
+        replace_table(f"{END} {BEGIN}", "x")
+
+
+def test_sheet_takes_the_frames_of_its_times(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    video.encode(path, blocks(30), 16)
+    images = frames_at(path, (0.0, 1.5, 10.0))
+    means = [float(image.mean()) for image in images]
+    assert means == pytest.approx([30, 225, 30], abs=3)
+    sheet = montage([images, images], gap=2)
+    assert sheet.shape == (2 * 32 + 2, 3 * 48 + 4, 3)
+    with pytest.raises(ValueError, match="expected one size"):
+        montage([[images[0]], [images[0][:16]]])
+
+
+def test_sheet_prefers_the_film_most_systems_have() -> None:
+    runs = [run("ours", 0), run("ours", 1), run("no-slow", 1), run("ours", 2), run("no-slow", 2)]
+    assert choose_film(runs) == ("p2", 0)  # p1 is of the short stratum, p2 of the long one
+    assert choose_film([]) is None
