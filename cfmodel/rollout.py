@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfmodel.config import Geometry, seed_for
 from cfmodel.flow import FewStep, add_noise, x0_from_v
-from cfmodel.memory.base import Memory
+from cfmodel.memory.base import Memory, to_device
 from cfmodel.nn.attention import ChunkKV, PreparedView
 from cfmodel.nn.transformer import TextKV, VideoTransformer
 
@@ -118,7 +118,7 @@ def rollout(
         views = prepare_views(model, memory, frames)
         x0 = torch.zeros(shape, device=device)
         for step, sigma in enumerate(flow.sigmas):
-            xt = add_noise(x0, noise(chunk, step, shape).to(device), sigma)
+            xt = add_noise(x0, to_device(noise(chunk, step, shape), device), sigma)
             sigma_BF = torch.full(shape[:2], sigma, device=device)
             v = model(xt.to(dtype), sigma_BF, text, context=views).v_BFCXY
             x0 = x0_from_v(xt, v.float(), sigma)

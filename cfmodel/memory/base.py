@@ -2,9 +2,19 @@
 
 from typing import Literal, NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
 from cfmodel.nn.attention import ChunkKV, KVView
 
 Role = Literal["sink", "slow", "fast"]
+
+
+def to_device(host: Tensor, device: torch.device | str) -> Tensor:
+    """``host`` on ``device``; the copy to CUDA is from pinned memory and waits for nothing."""
+    if torch.device(device).type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 class FrameSlot(NamedTuple):

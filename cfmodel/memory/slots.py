@@ -7,7 +7,7 @@ Attention is free of order given positions, so nothing is shifted.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfmodel.config import Geometry, MemoryConfig, ModelConfig
 from cfmodel.memory import select
-from cfmodel.memory.base import FrameSlot, Role
+from cfmodel.memory.base import FrameSlot, Role, to_device
 from cfmodel.memory.positions import Placement, place
 from cfmodel.nn.attention import ChunkKV, KVView
 
@@ -47,14 +47,17 @@ class _Row(NamedTuple):
     query: tuple[int, ...]
 
 
-@dataclass
-class _Layout:
-    """Host and device form of a view's bookkeeping for one number of new frames."""
+class _Layout(NamedTuple):
+    """What a view of one layer is made of: slots as a count of the first, or as an index."""
 
-    slots: list[list[int]] = field(default_factory=list)
-    positions: list[Tensor] = field(default_factory=list)
-    queries: list[Tensor] = field(default_factory=list)
-    valid: list[Tensor | None] = field(default_factory=list)
+    slots: int | Tensor
+    positions_BT: Tensor
+    queries_BF: Tensor
+    valid_BT: Tensor | None
+
+
+def _take(x_BT: Tensor, slots: int | Tensor) -> Tensor:
+    return x_BT[:, :slots] if isinstance(slots, int) else x_BT.index_select(1, slots)
 
 
 class SlotMemory:
@@ -115,7 +118,7 @@ class SlotMemory:
         ]
         self._promoted = [[0] * self.batch for _ in range(self.layers)]
         self._means: Tensor | None = None
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, list[_Layout]] = {}
         self.promotions: list[Promotion] = []
 
     @property
@@ -145,19 +148,13 @@ class SlotMemory:
             raise ValueError(f"new_frames={new_frames}: expected 1 to {self.geometry.chunk}")
         if new_frames not in self._layouts:
             self._layouts[new_frames] = self._lay_out(new_frames)
-        layout = self._layouts[new_frames]
-        slots = layout.slots[layer]
-        if slots == list(range(len(slots))):
-            k, v = self._k[layer, :, : len(slots)], self._v[layer, :, : len(slots)]
-        else:
-            index = torch.tensor(slots, device=self._device)
-            k, v = self._k[layer].index_select(1, index), self._v[layer].index_select(1, index)
+        layout = self._layouts[new_frames][layer]
         return KVView(
-            k_BKHD=k.flatten(1, 2),
-            v_BKHD=v.flatten(1, 2),
-            positions_BT=layout.positions[layer],
-            query_positions_BF=layout.queries[layer],
-            valid_BT=layout.valid[layer],
+            k_BKHD=_take(self._k[layer], layout.slots).flatten(1, 2),
+            v_BKHD=_take(self._v[layer], layout.slots).flatten(1, 2),
+            positions_BT=layout.positions_BT,
+            query_positions_BF=layout.queries_BF,
+            valid_BT=layout.valid_BT,
         )
 
     @torch.no_grad()
@@ -287,7 +284,7 @@ class SlotMemory:
             positions[item.slot], present[item.slot] = position, True
         return _Row(tuple(positions), tuple(present), placement.query)
 
-    def _lay_out(self, new_frames: int) -> _Layout:
+    def _lay_out(self, new_frames: int) -> list[_Layout]:
         """Positions of all layers, sent to the device in one copy for each kind of tensor."""
         width = self._k.shape[2]
         rows_of: dict[tuple[tuple[int, int], ...], _Row] = {}
@@ -299,18 +296,21 @@ class SlotMemory:
                 if key not in rows_of:
                     rows_of[key] = self._row(self._held(layer, sample), new_frames)
                 rows.append(rows_of[key])
-        shape = (self.layers, self.batch, -1)
-        memory_NBT = torch.tensor([row.positions for row in rows], device=self._device).view(shape)
-        queries_NBF = torch.tensor([row.query for row in rows], device=self._device).view(shape)
-        present_NBT = torch.tensor([row.present for row in rows], device=self._device).view(shape)
-        layout = _Layout()
+        positions_NBT = self._by_layer([row.positions for row in rows], torch.int64)
+        queries_NBF = self._by_layer([row.query for row in rows], torch.int64)
+        present_NBT = self._by_layer([row.present for row in rows], torch.bool)
+        layouts = []
         for layer in range(self.layers):
             films = {row.present for row in rows[layer * self.batch : (layer + 1) * self.batch]}
-            slots = [slot for slot in range(width) if any(film[slot] for film in films)]
-            index = torch.tensor(slots, device=self._device, dtype=torch.int64)
-            layout.slots.append(slots)
-            layout.positions.append(memory_NBT[layer].index_select(1, index))
-            layout.queries.append(queries_NBF[layer])
-            present_BT = present_NBT[layer].index_select(1, index)
-            layout.valid.append(present_BT if len(films) > 1 else None)
-        return layout
+            used = [slot for slot in range(width) if any(film[slot] for film in films)]
+            slots = len(used)
+            if used != list(range(slots)):
+                slots = to_device(torch.tensor(used), self._device)
+            valid_BT = _take(present_NBT[layer], slots) if len(films) > 1 else None
+            positions_BT = _take(positions_NBT[layer], slots)
+            layouts.append(_Layout(slots, positions_BT, queries_NBF[layer], valid_BT))
+        return layouts
+
+    def _by_layer(self, rows: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Tensor:
+        host = torch.tensor(rows, dtype=dtype).view(self.layers, self.batch, len(rows[0]))
+        return to_device(host, self._device)

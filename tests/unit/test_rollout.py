@@ -36,6 +36,13 @@ def test_every_preset_rolls_out(name):
         assert len(memory.slots(0)) == expected
 
 
+def test_a_memory_of_the_current_chunk_alone():
+    experiment = with_memory(sink=0, slow=0, fast=3, positions="window")
+    memory = nano_memory(experiment.memory, 1, experiment)
+    assert films(experiment, ["a"], 3, memory=memory).isfinite().all()
+    assert memory.slots(0) == ()
+
+
 def test_noise_depends_on_film_chunk_and_step_alone():
     noise = HashNoise(["a", "b"], [0, 1])
     first = noise(3, 2, SHAPE)
