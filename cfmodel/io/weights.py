@@ -127,7 +127,10 @@ def load_weights(path: Path, *, sha256: str | None = None) -> Weights:
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}; check the path, or install the package again")
-    found = file_sha256(path)
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"{path} is damaged: sha256 {found[:12]}, expected {sha256[:12]}; restore the file"

@@ -1,0 +1,186 @@
+"""``cfmodel``: verbs to functions. Heavy modules are imported by the verb that needs them."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+USAGE = 2
+INTERRUPTED = 130
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises for options it does not know or cannot read."""
+
+log = logging.getLogger(__name__)
+
+_STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(name="cfmodel", help="Makes long films, chunk by chunk, from text.", **_STYLE)
+presets_app = typer.Typer(help="The named experiments: rows of the tables.", **_STYLE)
+app.add_typer(presets_app, name="presets")
+
+PresetName = Annotated[str, typer.Option("--preset", help="family, family/row or row")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", help="change a field, as in memory.tau=0.9; repeatable")
+]
+Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
+
+
+@app.command()
+def sample(
+    preset: PresetName = "tiny",
+    prompt: Annotated[str | None, typer.Option(help="text of one film")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="file of prompts: .jsonl, or one text a line")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="length of a film")] = 60.0,
+    seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="film to write; with --prompts the folder of films")
+    ] = Path("film.mp4"),
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write films as H.264 while they are made."""
+    from cfmodel import presets
+    from cfmodel import sample as samples
+
+    experiment = presets.preset(preset, tuple(overrides))
+    experiment.geometry.chunks_for(seconds)
+    if (prompt is None) == (prompts is None):
+        raise ValueError("give --prompt TEXT, or --prompts FILE")
+    if prompts is not None:
+        scripts = samples.read_scripts(prompts, seconds)
+    else:
+        scripts = [samples.script_of(prompt or "", seconds)]
+    paths = samples.targets(scripts, out, folder=prompts is not None)
+    for warning in samples.check_scripts(scripts, experiment):
+        log.warning("warning: %s", warning)
+    result = samples.sample(
+        experiment,
+        scripts,
+        paths,
+        seconds=seconds,
+        seed=seed,
+        device=None if device == "auto" else device,
+        attention=cast(Any, attention),
+    )
+    said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
+    _say(result if as_json else said)
+
+
+@presets_app.command("list")
+def list_presets(
+    family: Annotated[
+        str | None, typer.Argument(help="nano, tiny or wan-1.3b; all if absent")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every row, with its label and its difference from ours."""
+    from cfmodel import presets
+    from cfmodel.config import diff
+
+    if family is not None and family not in presets.FAMILIES:
+        raise ValueError(f"unknown family {family!r}; try one of {', '.join(presets.FAMILIES)}")
+    rows = []
+    for name in presets.FAMILIES if family is None else (cast(Any, family),):
+        base = presets.ours(name)
+        for row in presets.presets(name).values():
+            changes = "; ".join(f"{path}={value!r}" for path, _, value in diff(base, row))
+            entry = {"name": f"{name}/{row.name}", "label": row.label, "changes": changes}
+            rows.append({**entry, "weights": row.weights, "key": row.key()})
+    width = max(len(row["name"]) for row in rows)
+    lines = [
+        f"{row['name']:{width}}  {row['label']:28}  {row['changes'] or '-'}"
+        + ("" if row["weights"] else "  (weights not trained yet)")
+        for row in rows
+    ]
+    _say(rows if as_json else lines)
+
+
+@presets_app.command("show")
+def show_preset(name: str, overrides: Overrides = [], as_json: Json = False) -> None:  # noqa: B006
+    """Every field of a preset."""
+    from cfmodel import presets
+
+    experiment = presets.preset(name, tuple(overrides))
+    tree = {**experiment.to_json(), "key": experiment.key()}
+    _say(tree if as_json else _leaves(tree))
+
+
+@presets_app.command("diff")
+def diff_presets(a: str, b: str, as_json: Json = False) -> None:
+    """The fields in which two presets differ."""
+    from cfmodel import presets
+    from cfmodel.config import diff
+
+    first, second = presets.preset(a), presets.preset(b)
+    changes = [{"field": path, "a": x, "b": y} for path, x, y in diff(first, second)]
+    _say(changes if as_json else presets.describe(first, second) or ["no difference"])
+
+
+@app.command()
+def doctor(preset: PresetName = "tiny", as_json: Json = False) -> None:
+    """What this machine has, and whether a preset can be sampled here; exit code 2 if not."""
+    from cfmodel import doctor as doctors
+    from cfmodel import presets
+
+    report = doctors.diagnose(presets.preset(preset))
+    _say(report if as_json else doctors.lines(report))
+    if report["missing"]:
+        raise SystemExit(USAGE)
+
+
+def main() -> None:
+    """The ``cfmodel`` script: every error of input is one line on stderr and exit code 2."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    # Libraries of models tell of downloads and kernels at this level.
+    for name in ("httpx", "transformers", "diffusers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        code = app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        _fail(f"{cast(Any, error).format_message()}; see cfmodel --help", error)
+    except ValueError as error:
+        _fail(str(error), error)
+    except ModuleNotFoundError as error:
+        _fail(f"package {error.name} is not installed; pip install {error.name}", error)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        reason = error.strerror or error
+        _fail(f"cannot write{where}: {reason}; free the disk or choose another --out", error)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        sys.stderr.write("cfmodel: interrupted; the film in work was removed\n")
+        raise SystemExit(INTERRUPTED) from error
+    else:
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, error: BaseException) -> None:
+    line = " ".join(message.split())
+    sys.stderr.write(f"cfmodel: {line}\n")
+    raise SystemExit(USAGE) from error
+
+
+def _say(result: Any) -> None:
+    """Lines of text as they are, anything else as JSON, on stdout."""
+    lines = isinstance(result, list) and all(isinstance(line, str) for line in result)
+    text = "\n".join(result) if lines else json.dumps(result, sort_keys=True)
+    sys.stdout.write(f"{text}\n")
+
+
+def _leaves(tree: dict[str, Any], at: str = "") -> list[str]:
+    return [
+        line
+        for key, value in tree.items()
+        for line in (
+            _leaves(value, f"{at}{key}.") if isinstance(value, dict) else [f"{at}{key} = {value!r}"]
+        )
+    ]

@@ -1,0 +1,223 @@
+"""The verb ``sample``: prompts in, H.264 films out, written while they are made."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfmodel.config import Attention, Experiment, digest
+
+logger = logging.getLogger(__name__)
+
+ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
+FILM = ".mp4"
+QUIET_S = 60.0
+"""Seconds between lines of progress where stderr is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A prompt: an id, which with the seed decides the noise, and texts with their seconds."""
+
+    id: str
+    segments: tuple[tuple[str, float], ...]
+
+
+def script_of(text: str, seconds: float) -> Script:
+    """A prompt of one text; its id follows from the text."""
+    return Script(id=f"p-{digest(text)}", segments=((text, seconds),))
+
+
+def read_scripts(path: Path, seconds: float) -> list[Script]:
+    """Prompts of a file: JSON lines for ``.jsonl``, else one text a line.
+
+    A JSON line has ``text``, or ``segments`` of ``text`` and ``seconds``, and may have an ``id``.
+
+    Raises:
+        ValueError: no such file, no UTF-8, no prompts, or a line that cannot be used.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; check --prompts") from error
+    scripts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            parse = _parse_json if path.suffix == ".jsonl" else script_of
+            try:
+                scripts.append(_checked(parse(line.strip(), seconds)))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not scripts:
+        raise ValueError(f"{path} holds no prompts; write one a line")
+    ids = [script.id for script in scripts]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: prompt {twice[0]!r} stands there twice; ids must differ")
+    return scripts
+
+
+def _parse_json(line: str, seconds: float) -> Script:
+    try:
+        tree = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(tree, dict):
+        raise ValueError("expected a JSON object with text or segments")
+    try:
+        segments = tree.get("segments") or [{"text": tree["text"], "seconds": seconds}]
+        pairs = tuple((str(part["text"]), float(part["seconds"])) for part in segments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("expected text, or segments of text and seconds (a number)") from error
+    text = "\n".join(text for text, _ in pairs)
+    return Script(id=str(tree.get("id", f"p-{digest(text)}")), segments=pairs)
+
+
+def _checked(script: Script) -> Script:
+    if not ID.fullmatch(script.id):
+        raise ValueError(f"id {script.id!r}: expected up to 40 of a-z 0-9 . -")
+    if any(not duration > 0 for _, duration in script.segments):
+        raise ValueError("a segment's seconds must be positive")
+    return script
+
+
+def check_scripts(scripts: Sequence[Script], experiment: Experiment) -> list[str]:
+    """Warnings about texts that the family's model was not trained on.
+
+    Raises:
+        ValueError: an empty text, or one of more than ``text.max_bytes`` bytes.
+    """
+    from cfmodel.io.text import check_text
+
+    texts = dict.fromkeys(text for script in scripts for text, _ in script.segments)
+    for text in texts:
+        check_text(text, experiment.text.max_bytes)
+    if experiment.family != "tiny":
+        return []
+    from cfmodel.tinyworld.caption import parse
+
+    return [
+        f"the tiny model was not trained on {text[:60]!r}: it names no subject of the tiny world "
+        "(try: A red ball hops on grass under a clear sky.)"
+        for text in texts
+        if not parse(text).recognised
+    ]
+
+
+def targets(scripts: Sequence[Script], out: Path, *, folder: bool) -> list[Path]:
+    """The file of each film: ``out`` itself, or one in the folder ``out`` named by prompt.
+
+    Raises:
+        ValueError: a place that cannot be written.
+    """
+    home = out if folder else out.parent
+    if folder and (home.suffix == FILM or (home.exists() and not home.is_dir())):
+        raise ValueError(f"--out {out}: expected a folder for the films of --prompts")
+    if not folder and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file, as in {out / 'film.mp4'}")
+    if not folder and out.suffix != FILM:
+        raise ValueError(f"--out {out}: expected a name that ends in {FILM}")
+    existing = next(parent for parent in (home, *home.absolute().parents) if parent.exists())
+    if not folder and existing != home:
+        raise ValueError(f"--out {out}: no folder {home}; make it or choose another --out")
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {existing} cannot be written; choose another --out")
+    return [out / f"{script.id}{FILM}" for script in scripts] if folder else [out]
+
+
+def sample(
+    experiment: Experiment,
+    scripts: Sequence[Script],
+    paths: Sequence[Path],
+    *,
+    seconds: float,
+    seed: int,
+    device: str | None,
+    attention: Attention,
+) -> dict[str, Any]:
+    """Makes the films of ``scripts`` at ``paths``, and returns what was made.
+
+    Raises:
+        ValueError: weights, device or backend cannot be used.
+        OSError: a film cannot be written; the part of it that was is removed.
+    """
+    from cfmodel.pipeline import Request, load
+    from cfmodel.video import FilmWriter
+
+    geometry = experiment.geometry
+    chunks, wanted = geometry.chunks_for(seconds), round(seconds * geometry.fps)
+    pipeline = load(experiment, device=device, attention=attention)
+    films = []
+    with _progress(chunks * len(scripts)) as advance:
+        for script, path in zip(scripts, paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            began = time.monotonic()
+            request = Request(script.id, script.segments, seed)
+            with FilmWriter(
+                path, fps=geometry.fps, height=geometry.height, width=geometry.width
+            ) as writer:
+                for frames_BRYXC in pipeline.films([request], chunks):
+                    # The last chunk may reach beyond the seconds asked for.
+                    kept = frames_BRYXC[0, : max(wanted, 1) - writer.frames]
+                    writer.write(kept.numpy())
+                    advance(len(kept))
+            films.append(_made(path, script, seed, writer.frames, time.monotonic() - began))
+    return {
+        "preset": f"{experiment.family}/{experiment.name}",
+        "key": experiment.key(),
+        "weights": pipeline.weights,
+        **pipeline.record(),
+        "films": films,
+    }
+
+
+def _made(path: Path, script: Script, seed: int, frames: int, wall_s: float) -> dict[str, Any]:
+    return {
+        "out": str(path),
+        "prompt_id": script.id,
+        "seed": seed,
+        "frames": frames,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "wall_s": round(wall_s, 2),
+        "frames_per_s": round(frames / wall_s, 1),
+    }
+
+
+@contextmanager
+def _progress(chunks: int) -> Generator[Any]:
+    """A function to call with the frames of each finished chunk; tells of them on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("chunk {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:.1f} frames/s"),
+        TimeRemainingColumn(),
+    )
+    began, told = time.monotonic(), time.monotonic()
+    done = frames = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=chunks, rate=0.0)
+
+        def advance(count: int) -> None:
+            nonlocal done, frames, told
+            done, frames, now = done + 1, frames + count, time.monotonic()
+            rate = frames / max(now - began, 1e-6)
+            bar.update(task, advance=1, rate=rate)
+            if not console.is_terminal and (now - told >= QUIET_S or done == chunks):
+                left = (now - began) / done * (chunks - done)
+                logger.info("chunk %d/%d, %.1f frames/s, %.0f s left", done, chunks, rate, left)
+                told = now
+
+        yield advance

@@ -1,0 +1,271 @@
+"""The command line of the model, on the nano family: films, and every way to refuse input."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import pytest
+
+from cfmodel import cli
+from cfmodel.io import weights as weights_files
+from cfmodel.io.weights import save_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+HELP_S = 0.5
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cfmodel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        told = capsys.readouterr()
+        return Done(int(stopped.value.code or 0), told.out, told.err)
+
+    return call
+
+
+@pytest.fixture
+def refuse(run, tmp_path):
+    """Runs a command that must fail in one line, and leave the folder as it was."""
+
+    def call(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        done = run(*arguments)
+        assert done.code == 2
+        assert done.out == ""
+        assert done.err.startswith("cfmodel: ")
+        assert done.err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return done.err
+
+    return call
+
+
+def nano(*arguments):
+    return ("sample", "--preset", "nano", "--device", "cpu", "--seconds", 1, *arguments)
+
+
+def frames(path):
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-m", "cfmodel", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+def test_help_is_quick(tmp_path):
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert process("--help", cwd=tmp_path).returncode == 0
+        times.append(time.monotonic() - began)
+    assert min(times) < HELP_S
+
+
+def test_sample_writes_a_film(run, tmp_path):
+    done = run(*nano("--prompt", "a red ball", "--seconds", 2, "--out", "x.mp4", "--json"))
+    assert done.code == 0
+    result = json.loads(done.out)
+    (film,) = result["films"]
+    assert (film["out"], film["frames"]) == ("x.mp4", 32)
+    assert (result["preset"], result["attention"]) == ("nano/ours", "sdpa")
+    assert frames(tmp_path / "x.mp4") == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+    again = run(*nano("--prompt", "a red ball", "--seconds", 2, "--out", "y.mp4", "--json"))
+    assert json.loads(again.out)["films"][0]["sha256"] == film["sha256"]
+
+
+def test_sample_in_its_own_process_tells_of_its_progress(tmp_path):
+    done = process(*nano("--prompt", "a red ball", "--out", "x.mp4"), cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == "x.mp4: 16 frames\n"
+    assert "chunk 2/2" in done.stderr
+    assert "frames/s" in done.stderr
+
+
+def test_prompt_files(run, tmp_path):
+    segments = [{"text": "a red ball", "seconds": 0.6}, {"text": "a blue cube", "seconds": 9}]
+    lines = [{"id": "one", "text": "a red ball"}, {"id": "two", "segments": segments, "more": 1}]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    done = run(*nano("--prompts", "p.jsonl", "--out", "films", "--json"))
+    assert done.code == 0
+    shas = {film["prompt_id"]: film["sha256"] for film in json.loads(done.out)["films"]}
+    assert sorted(path.name for path in (tmp_path / "films").iterdir()) == ["one.mp4", "two.mp4"]
+    Path("p.txt").write_text("a red ball\n\nein grüner Würfel\n", encoding="utf-8")
+    done = run(*nano("--prompts", "p.txt", "--out", "films2", "--json"))
+    assert len(json.loads(done.out)["films"]) == 2
+    Path("q.jsonl").write_text(json.dumps({"id": "two", "text": "a red ball"}), encoding="utf-8")
+    done = run(*nano("--prompts", "q.jsonl", "--out", "films3", "--json"))
+    assert json.loads(done.out)["films"][0]["sha256"] != shas["two"]
+
+
+def test_a_changed_field_makes_a_custom_row(run):
+    done = run(*nano("--prompt", "a", "--set", "memory.sink=0", "--set", "memory.slow=0", "--json"))
+    assert json.loads(done.out)["preset"].startswith("nano/custom-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--nonsense",), "No such option"),
+        ((), "give --prompt TEXT, or --prompts FILE"),
+        (("--prompt", "a", "--prompts", "p.txt"), "give --prompt TEXT, or --prompts FILE"),
+        (("--prompt", ""), "empty prompt; describe"),
+        (("--prompt", "x" * 257), "257 bytes, but text.max_bytes=256; shorten"),
+        (("--prompt", "a", "--preset", "nano/our"), "unknown preset 'nano/our'; try one of"),
+        (("--prompt", "a", "--set", "memory.slwo=1"), "has no field 'slwo'; has"),
+        (("--prompt", "a", "--set", "memory.slow"), "expected path=value"),
+        (("--prompt", "a", "--set", "memory.slow=x"), "expected <class 'int'>"),
+        (("--prompt", "a", "--seconds", "-1"), "expected a positive number of seconds"),
+        (("--prompt", "a", "--seconds", "0"), "expected a positive number of seconds"),
+        (("--prompt", "a", "--seconds", "nan"), "expected a positive number of seconds"),
+        (("--prompt", "a", "--seconds", "ten"), "Invalid value for '--seconds'"),
+        (("--prompt", "a", "--set", "geometry.height=90"), "use a multiple of 16"),
+        (("--prompt", "a", "--device", "gpu"), "expected cpu, cuda"),
+        (("--prompt", "a", "--attention", "fast"), "expected auto, sdpa, flex or flash"),
+        (("--prompt", "a", "--preset", "nano/no-cdmd"), "not trained yet"),
+        (("--prompt", "a", "--preset", "wan-1.3b"), "not bundled"),
+        (("--prompt", "a", "--set", "weights=none.safetensors"), "no weights at"),
+        (("--prompt", "a", "--out", "none/x.mp4"), "make it or choose another --out"),
+        (("--prompt", "a", "--out", "x.avi"), "ends in .mp4"),
+        (("--prompt", "a", "--out", "."), "is a folder; name a file"),
+        (("--prompts", "none.txt"), "No such file"),
+    ],
+)
+def test_refused_input(arguments, words, refuse):
+    assert words in refuse(*nano(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("p.txt", b"", "holds no prompts"),
+        ("p.txt", b"\n  \n", "holds no prompts"),
+        ("p.txt", b"a red ball\n\xff\xfe", "is not UTF-8 (byte 11)"),
+        ("p.txt", b"a\na\n", "stands there twice"),
+        ("p.txt", b"x" * 300, "shorten it"),
+        ("p.jsonl", b"{", "line 1: not JSON"),
+        ("p.jsonl", b'{"text": "a"}\n[]', "line 2: expected a JSON object"),
+        ("p.jsonl", b'{"id": "a"}', "expected text, or segments"),
+        ("p.jsonl", b'{"id": "A B", "text": "a"}', "expected up to 40 of a-z"),
+        ("p.jsonl", b'{"segments": [{"text": "a", "seconds": 0}]}', "must be positive"),
+        ("p.jsonl", b'{"text": ""}', "empty prompt"),
+    ],
+)
+def test_refused_prompt_files(name, data, words, refuse):
+    Path(name).write_bytes(data)
+    assert words in refuse(*nano("--prompts", name, "--out", "films"))
+
+
+def test_films_of_a_file_need_a_folder(refuse):
+    Path("p.txt").write_text("a", encoding="utf-8")
+    assert "expected a folder" in refuse(*nano("--prompts", "p.txt", "--out", "x.mp4"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other shapes"])
+def test_unusable_weights(damage, refuse, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"head": weights_files.torch.zeros(2)}, config={}, record={})
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    words = {"truncated": "truncated or no safetensors", "other shapes": "1 unexpected: head"}
+    assert words[damage] in refuse(*nano("--prompt", "a", "--set", f"weights={path}"))
+
+
+def test_damaged_bundled_weights(refuse, run, tmp_path, monkeypatch):
+    assets = tmp_path / "assets"
+    monkeypatch.setattr(weights_files, "assets", lambda: assets)
+    for name in ("codec", "text", "student"):
+        save_weights(
+            assets / "tiny" / f"{name}.safetensors",
+            {"x": weights_files.torch.zeros(2)},
+            config={},
+            record={},
+        )
+    weights_files.pin(assets)
+    student = assets / "tiny" / "student.safetensors"
+    student.write_bytes(student.read_bytes() + b"0")
+    prompt = "A red ball hops on grass under a clear sky."
+    told = refuse("sample", "--prompt", prompt, "--device", "cpu")
+    assert "student.safetensors is damaged: sha256" in told
+    report = json.loads(run("doctor", "--json").out)
+    assert report["files"]["tiny/codec"] == "ok"
+    assert "is damaged" in report["files"]["tiny/student"]
+    student.unlink()
+    assert "'tiny/student' are missing" in refuse("sample", "--prompt", prompt)
+
+
+def test_a_prompt_outside_the_tiny_grammar_warns(run, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_files, "assets", lambda: tmp_path)
+    run("sample", "--prompt", "economic growth in the third quarter")
+    assert "the tiny model was not trained on" in caplog.text
+    caplog.clear()
+    run("sample", "--prompt", "A red ball hops on grass under a clear sky.")
+    assert "not trained on" not in caplog.text
+
+
+LIMITED = """
+import resource, sys
+from cfmodel.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+main()
+"""
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    arguments = map(str, nano("--prompt", "a red ball", "--out", "x.mp4", "--seconds", 3))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LIMITED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cfmodel: cannot write" in done.stderr.splitlines()[-1]
+    assert "choose another --out" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets(run, refuse):
+    rows = json.loads(run("presets", "list", "--json").out)
+    assert {row["name"].partition("/")[0] for row in rows} == {"nano", "tiny", "wan-1.3b"}
+    told = run("presets", "list", "nano").out.splitlines()
+    assert len(told) == len(rows) // 3
+    assert any("weights not trained yet" in line for line in told)
+    assert "memory.slow = 0" in run("presets", "show", "nano/no-slow").out
+    shown = json.loads(run("presets", "show", "nano", "--set", "memory.tau=0.9", "--json").out)
+    assert shown["memory"]["tau"] == 0.9
+    assert run("presets", "diff", "ours", "no-slow").out == "memory.slow: 12 -> 0\n"
+    assert run("presets", "diff", "ours", "ours").out == "no difference\n"
+    changes = json.loads(run("presets", "diff", "ours", "no-sink", "--json").out)
+    assert changes == [{"field": "memory.sink", "a": 3, "b": 0}]
+    assert "unknown preset" in refuse("presets", "show", "no-slwo")
+    assert "unknown family" in refuse("presets", "list", "huge")
+    assert "Missing command" in refuse()
+
+
+def test_doctor(run):
+    done = run("doctor", "--preset", "nano")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "ready"
+    done = run("doctor", "--preset", "nano/no-cdmd", "--json")
+    assert done.code == 2
+    report = json.loads(done.out)
+    assert report["missing"] == ["weights of nano/no-cdmd are not trained yet"]
+    assert report["libraries"]["torch"]
+    assert run("doctor", "--preset", "wan-1.3b").code == 2
