@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from cfmodel.flow import FewStep
 from cfmodel.presets import presets
-from cfmodel.rollout import HashNoise
+from cfmodel.rollout import HashNoise, rollout
 from tests.helpers.nano import (
     NANO,
     RAGGED_TAU,
@@ -116,11 +117,45 @@ def test_forced_history_is_read():
     assert (made[0] - made[1]).abs().max() > 1e-2
 
 
+def test_passes_of_a_chunk_by_definition():
+    """Noise, then for each step the estimate of the last one noised afresh; then a clean pass."""
+    model, passes = nano_model(), []
+    model.register_forward_hook(
+        lambda module, args, out: passes.append((args[0], args[1], out.v_BFCXY))
+    )
+    film = films(NANO, ["a"], 2, model=model)
+    noise = HashNoise(["a"], [0])
+    for chunk, x0 in enumerate(film.split(3, dim=1)):
+        *denoising, clean = passes[5 * chunk : 5 * chunk + 5]
+        estimate = torch.zeros_like(x0)
+        for step, (xt, sigma_BF, v) in enumerate(denoising):
+            sigma = NANO.sample.steps[step]  # nano's shift is 1
+            assert torch.equal(sigma_BF, torch.full((1, 3), sigma))
+            expected = (1 - sigma) * estimate + sigma * noise(chunk, step, tuple(x0.shape))
+            torch.testing.assert_close(xt, expected)
+            estimate = xt - sigma * v
+        torch.testing.assert_close(x0, estimate)
+        assert torch.equal(clean[0], x0)
+        assert not clean[1].any()
+
+
 def test_rollout_streams():
-    """The first chunk comes before the second is computed."""
+    """The first chunk comes before the second is computed, and is committed by then."""
     model, passes = nano_model(), []
     model.register_forward_hook(lambda *_: passes.append(1))
-    memory = nano_memory(NANO.memory, 1)
-    films(NANO, ["a"], 1, model=model, memory=memory)
+    text, memory = nano_text(model, 1), nano_memory(NANO.memory, 1)
+    made = rollout(
+        model,
+        memory,
+        lambda chunk: text,
+        flow=FewStep.from_config(NANO.sample),
+        noise=HashNoise(["a"], [0]),
+        chunks=1000,
+        geometry=NANO.geometry,
+        batch=1,
+        device="cpu",
+        dtype=torch.float32,
+    )
+    next(made)
     assert len(passes) == len(NANO.sample.steps) + 1
     assert memory.frames == NANO.geometry.chunk
