@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,11 @@ Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
 SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
 Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
+
+To = Annotated[Path | None, typer.Option(help="folder to write; default is in --out")]
+NormaliserFile = Annotated[
+    Path | None, typer.Option("--normaliser", help="another file than the suite's own")
+]
 
 SYSTEMS_DEFAULT = "tiny/all"
 SUITE_DEFAULT = "tiny"
@@ -139,9 +145,104 @@ def compact(
     _say({"rows": rows, "table": str(to)}, as_json)
 
 
+@app.command()
+def report(
+    out: Out = OUT_DEFAULT,
+    to: To = None,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
+    paper: Annotated[bool, typer.Option(help="print the paper's values beside ours")] = True,
+    check: Annotated[bool, typer.Option("--check", help="compare, write nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Writes tables, plots, gallery and the page that holds them."""
+    from cfbench.run import check_report, write_report
+
+    if check:
+        wrong = check_report(out, to or out, normaliser=normaliser)
+        _say({"differ": wrong}, as_json)
+        if wrong:
+            raise CfError(f"{', '.join(wrong)} differ; run cfbench report again", INCOMPLETE)
+        return
+    result = write_report(
+        out, to or out, suite=suite, normaliser=normaliser, paper=paper, command=_command()
+    )
+    _say(result, as_json)
+
+
+@app.command()
+def curves(
+    out: Out = OUT_DEFAULT,
+    to: To = None,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
+    as_json: Json = False,
+) -> None:
+    """Writes the time curves alone."""
+    from cfbench.run import write_curves
+
+    folder = to or out / "curves"
+    result = write_curves(out, folder, suite=suite, normaliser=normaliser, command=_command())
+    _say(result, as_json)
+
+
+@app.command()
+def gallery(
+    out: Out = OUT_DEFAULT,
+    to: To = None,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
+    as_json: Json = False,
+) -> None:
+    """Writes the page that plays systems side by side, alone."""
+    from cfbench.run import write_gallery
+
+    folder = to or out / "gallery"
+    result = write_gallery(out, folder, suite=suite, normaliser=normaliser, command=_command())
+    _say(result, as_json)
+
+
+@app.command()
+def run(
+    prompts: Prompts = "2",
+    systems: Systems = SYSTEMS_DEFAULT,
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
+    out: Out = OUT_DEFAULT,
+    workers: Workers = 0,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Films, scores and report in one; start it again to go on."""
+    from cfbench.run import check_normaliser, write_report
+
+    todo = _plan(systems, prompts, limit, seeds, seconds)
+    check_normaliser(suite, normaliser)
+    if dry_run:
+        _say(_planned(todo, out), as_json)
+        return
+    log.info("1 of 3: films")
+    films, failed = _generate(todo, out, workers, device, attention, (0, 1))
+    log.info("2 of 3: scores")
+    scores, unscored = _score(out, suite, workers)
+    log.info("3 of 3: report")
+    page = write_report(
+        out, out, suite=suite, normaliser=normaliser, paper=True, command=_command()
+    )
+    _say({"films": films, "scores": scores, "report": page}, as_json)
+    _finish((*failed, *unscored))
+
+
 def main() -> None:
     """The ``cfbench`` script: input errors become one line and exit code 2, gaps 3."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    for package in ("cfbench", "cfmodel"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         app()
     except CfError as error:
@@ -229,6 +330,10 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit()):
         raise CfError(f"--shard {text!r}: expected INDEX/COUNT, as in 0/4")
     return int(index), int(count)
+
+
+def _command() -> str:
+    return shlex.join(["cfbench", *sys.argv[1:]])
 
 
 def _say(result: dict[str, Any], as_json: bool) -> None:

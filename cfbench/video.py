@@ -112,7 +112,7 @@ def decode(path: Path, *, block: int = DECODE_BLOCK) -> Iterator[Frames]:
         with _open(path) as container:
             stack: list[Frames] = []
             for frame in container.decode(video=0):
-                stack.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+                stack.append(_to_rgb(av, frame))
                 if len(stack) == block:
                     yield np.stack(stack)
                     stack = []
@@ -231,7 +231,26 @@ def _open(path: Path) -> "InputContainer":
 
 def _to_yuv(av: Any, image: Frames) -> "VideoFrame":
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+    return frame.reformat(
+        format="yuv420p",
+        dst_colorspace="ITU709",
+        dst_color_range="MPEG",
+        interpolation=_scaling(av),
+        threads=1,
+    )
+
+
+def _to_rgb(av: Any, frame: "VideoFrame") -> Frames:
+    rgb = frame.reformat(format="rgb24", interpolation=_scaling(av), threads=1)
+    return np.asarray(rgb.to_ndarray(), np.uint8)
+
+
+def _scaling(av: Any) -> Any:
+    # The default loses 2 levels a round trip, one of them always darker, and differs between
+    # processors; with these flags it is 0.4, without a bias.
+    kind = av.video.reformatter.Interpolation
+    exact = kind.ACCURATE_RND | kind.BITEXACT | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP
+    return kind.BICUBIC | exact
 
 
 def _mux(container: Any, stream: Any, strip: Any, packets: Iterable[Any]) -> None:

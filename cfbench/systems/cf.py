@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -35,12 +35,16 @@ class CfSystem:
     """
 
     def __init__(self, experiment: "Experiment", device: str, attention: str) -> None:
+        from cfmodel.config import Attention
         from cfmodel.pipeline import load
 
+        backends: dict[str, Attention] = {name: name for name in get_args(Attention)}
+        if attention not in backends:
+            raise unknown("attention", attention, backends)
         settle(device)
         self._device = device
         try:
-            self.pipeline: Pipeline = load(experiment, device=device, attention=attention)
+            self.pipeline: Pipeline = load(experiment, device=device, attention=backends[attention])
         except (ValueError, FileNotFoundError) as error:
             raise CfError(f"cannot load {experiment.family}/{experiment.name}: {error}") from error
         self.experiment = experiment
@@ -49,6 +53,7 @@ class CfSystem:
             "device": device_name(device),
             "dtype": self.pipeline.dtype,
             "attention": self.pipeline.attention,
+            "codec": self.pipeline.codec.spec.name,
         }
 
     def blocks(self, job: Job, chunks: int) -> Iterator[video.Frames]:

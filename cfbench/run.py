@@ -1,0 +1,153 @@
+"""What several verbs share: the whole chain in one call, and parts of the report on their own."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cfbench import prompts as prompt_sets
+from cfbench import provenance
+from cfbench.aggregate import load_normaliser, suite_normaliser
+from cfbench.errors import CfError
+from cfbench.store import open_store, write_atomic
+from cfbench.types import Prompt, Tier
+
+
+def tier_of(suite: str) -> Tier:
+    """The tier whose scores a suite gives.
+
+    Raises:
+        CfError: unknown suite.
+    """
+    from cfbench import scorers
+
+    return scorers.load(suite).dimensions[0].tier
+
+
+def check_normaliser(suite: str, normaliser: Path | None) -> None:
+    """Refuse early what the report would refuse after hours of films.
+
+    Raises:
+        ValueError: no normaliser ships for the suite, or the file is not one.
+    """
+    if normaliser:
+        load_normaliser(normaliser)
+    else:
+        suite_normaliser(tier_of(suite))
+
+
+def commit() -> str:
+    """The commit of the code as tables print it."""
+    code = provenance.revision()
+    name = code["commit"][:12] or f"version {code['version'] or 'unknown'}"
+    return f"{name} with changes {code['diff']}" if code["dirty"] else name
+
+
+def absent(root: Path) -> dict[str, str]:
+    """Why systems have no films, by name: as planned, or because all of their films failed."""
+    store = open_store(root)
+    reasons: dict[str, str] = dict(store.plan()["null"])
+    have = {run.system for run in store.runs()}
+    for failure in store.failures():
+        if failure.stage == "generate" and failure.system not in have:
+            reasons.setdefault(failure.system, failure.reason)
+    return reasons
+
+
+def write_report(
+    root: Path, to: Path, *, suite: str, normaliser: Path | None, paper: bool, command: str
+) -> dict[str, Any]:
+    """The whole report of a store; returns what was written.
+
+    Raises:
+        ValueError: nothing to report, or no normaliser.
+        CfError: no store there, or the disk refuses.
+    """
+    from cfbench.report import report
+
+    result = report(
+        root,
+        to,
+        suite=tier_of(suite),
+        paper=paper,
+        command=command,
+        commit=commit(),
+        absent=absent(root),
+        normaliser=normaliser,
+    )
+    tree = asdict(result)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in tree.items()}
+
+
+def check_report(root: Path, to: Path, *, normaliser: Path | None) -> list[str]:
+    """Names of the report's tables that the records no longer give."""
+    from cfbench.report import check
+
+    return check(root, to, normaliser=normaliser)
+
+
+def write_curves(
+    root: Path, to: Path, *, suite: str, normaliser: Path | None, command: str
+) -> dict[str, Any]:
+    """The time curves alone, as CSV and plots.
+
+    Raises:
+        CfError: the suite has no dimension with a curve.
+    """
+    from cfbench import plots
+    from cfbench.report import analyse, table_texts
+
+    analysis = analyse(
+        open_store(root),
+        suite=tier_of(suite),
+        paper=False,
+        header=f"commit {commit()}; command {command}",
+        absent=absent(root),
+        normaliser=normaliser,
+    )
+    if not analysis.curves:
+        raise CfError(f"suite {suite!r} scores no dimension over time; use another --suite")
+    write_atomic(to / "curves.csv", table_texts(analysis)["tables/curves.csv"].encode())
+    plots.time_overview(to / "time", analysis.curves, analysis.labels)
+    points = {name: len(found) for name, found in analysis.curves.items()}
+    return {"curves": points, "table": str(to / "curves.csv")}
+
+
+def write_gallery(
+    root: Path, to: Path, *, suite: str, normaliser: Path | None, command: str
+) -> dict[str, Any]:
+    """The gallery page alone."""
+    from cfbench.gallery import build_gallery
+    from cfbench.report import analyse
+
+    store = open_store(root)
+    analysis = analyse(
+        store,
+        suite=tier_of(suite),
+        paper=False,
+        header=f"commit {commit()}; command {command}",
+        absent=absent(root),
+        normaliser=normaliser,
+    )
+    page = build_gallery(
+        to,
+        analysis.frame,
+        analysis.normaliser,
+        prompts=stored_prompts(root),
+        labels=analysis.labels,
+        film_path=lambda sha: store.path(sha, "mp4"),
+        tier=analysis.tier,
+        header=analysis.header,
+    )
+    return {"page": str(page), "films": len(analysis.frame.runs)}
+
+
+def stored_prompts(root: Path) -> Mapping[str, Prompt]:
+    """Prompts of the films of a store, by id."""
+    store = open_store(root)
+    found: dict[str, Prompt] = {}
+    for run in store.runs():
+        path = store.path(run.prompt_sha, "json")
+        if path.is_file():
+            found[run.prompt_id] = prompt_sets.parse(path.read_bytes(), path.name)
+    return found

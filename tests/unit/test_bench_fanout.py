@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from cfbench import fanout
+from cfbench.errors import CfError
+from tests.helpers.work import Squares
+
+
+def outcome(count: int, workers: int, worker: Squares) -> list[fanout.Event]:
+    events: list[fanout.Event] = []
+    staff = [worker] * workers
+    fanout.run(list(range(count)), staff, group=lambda task: str(task % 2), on_event=events.append)
+    return events
+
+
+def ends(events: list[fanout.Event]) -> dict[int, tuple[str, object, int]]:
+    found = [event for event in events if event.kind != "progress"]
+    assert len({event.task for event in found}) == len(found)
+    return {event.task: (event.kind, event.value, event.attempts) for event in found}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_do_not_depend_on_the_workers(tmp_path: Path, workers):
+    events = outcome(5, workers, Squares(tmp_path))
+    assert ends(events) == {task: ("done", task * task, 1) for task in range(5)}
+    assert {(e.task, e.value) for e in events if e.kind == "progress"} == {
+        (task, 0.5) for task in range(5)
+    }
+    assert len(list(tmp_path.glob("closed-*"))) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_that_fails_twice_is_reported_and_the_rest_goes_on(tmp_path: Path, workers):
+    found = ends(outcome(4, workers, Squares(tmp_path, fail=(1,))))
+    assert found[1] == ("failed", "ValueError: task 1 is impossible", 2)
+    assert {task for task, end in found.items() if end[0] == "done"} == {0, 2, 3}
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path):
+    found = ends(outcome(4, 2, Squares(tmp_path, die=(0,), once=(3,))))
+    assert found[0] == ("failed", "the worker process died (exit code -9)", 2)
+    assert found[3] == ("done", 9, 2)
+    assert found[1][0] == found[2][0] == "done"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_input_or_disk_stops_everything(tmp_path: Path, workers):
+    with pytest.raises(CfError, match="the disk is full") as caught:
+        outcome(4, workers, Squares(tmp_path, stop=(0,)))
+    assert caught.value.exit_code == 2

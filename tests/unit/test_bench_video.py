@@ -1,0 +1,161 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cfbench import video
+from cfbench.errors import CfError
+from cfbench.scorers.pixel import load_suite
+from cfbench.types import Prompt, Segment
+
+PROMPT = Prompt(id="p", segments=(Segment(text="x", seconds=1),))
+
+
+def picture(frames: int, height: int = 32, width: int = 48) -> video.Frames:
+    """Smooth moving frames, (R, Y, X, 3)."""
+    r, y, x = np.mgrid[:frames, :height, :width]
+    planes = [120 + 80 * np.sin((x + 2 * r) / 9), 4.0 * y + 60, 100 + 60 * np.cos((y - r) / 7)]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def blocks(frames: video.Frames, size: int) -> Iterator[video.Frames]:
+    for start in range(0, len(frames), size):
+        yield frames[start : start + size]
+
+
+def decoded(path: Path) -> video.Frames:
+    return np.concatenate(list(video.decode(path)))
+
+
+def test_film_comes_back_close_and_whole(tmp_path: Path):
+    frames = picture(57)
+    info = video.encode(tmp_path / "a.mp4", blocks(frames, 12), 16)
+    back = decoded(tmp_path / "a.mp4")
+    assert back.shape == frames.shape
+    assert np.abs(back.astype(float) - frames).mean() < 2
+    # A wrong colour matrix or range shifts the mean of a channel by far more than this.
+    assert np.abs((back.astype(float) - frames).mean(axis=(0, 1, 2))).max() < 0.6
+    found = video.probe(tmp_path / "a.mp4")
+    assert (found.frames, found.fps, found.width, found.height) == (57, 16, 48, 32)
+    assert (info.sha256, info.frames, info.bytes) == (found.sha256, 57, found.bytes)
+
+
+def test_bytes_depend_on_the_frames_alone(tmp_path: Path):
+    frames = picture(30)
+    first = video.encode(tmp_path / "a.mp4", blocks(frames, 7), 16)
+    second = video.encode(tmp_path / "b.mp4", blocks(frames, 30), 16)
+    assert first.sha256 == second.sha256
+    changed = frames.copy()
+    changed[20] = 255 - changed[20]
+    assert video.encode(tmp_path / "c.mp4", [changed], 16).sha256 != first.sha256
+
+
+def test_file_names_no_encoder_and_starts_fast(tmp_path: Path):
+    video.encode(tmp_path / "a.mp4", [picture(20)], 16)
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert b"x264" not in content
+    assert b"Lav" not in content
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "at least one frame"),
+        ([picture(2).astype(np.float32)], "expected uint8"),
+        ([picture(2, height=31)], "Y and X even"),
+        ([picture(2), picture(2, width=50)], "those before were"),
+    ],
+)
+def test_bad_frames_leave_no_file(tmp_path: Path, frames, message):
+    with pytest.raises(ValueError, match=message):
+        video.encode(tmp_path / "a.mp4", frames, 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_film_of_a_source_that_breaks_is_removed(tmp_path: Path):
+    def broken() -> Iterator[video.Frames]:
+        yield picture(20)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        video.encode(tmp_path / "a.mp4", broken(), 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_place_is_an_input_error(tmp_path: Path):
+    with pytest.raises(CfError, match="choose another --out"):
+        video.encode(tmp_path / "no" / "a.mp4", [picture(2)], 16)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a film at all"])
+def test_what_is_not_a_film_cannot_be_decoded(tmp_path: Path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(video.DecodeError, match="cannot be"):
+        list(video.decode(tmp_path / "a.mp4"))
+    with pytest.raises(video.DecodeError):
+        video.probe(tmp_path / "missing.mp4")
+
+
+def test_whole_seconds_are_scored():
+    assert video.canonical_frames(969, 16) == 960
+    assert video.canonical_frames(57, 16) == 48
+    assert video.canonical_frames(9, 16) == 9
+
+
+def test_canonical_trims_and_notices_a_short_film():
+    frames = picture(20)
+    kept = np.concatenate(list(video.canonical(blocks(frames, 6), 16)))
+    assert np.array_equal(kept, frames[:16])
+    with pytest.raises(video.DecodeError, match="breaks off after 20 of 21"):
+        list(video.canonical(blocks(frames, 6), 21))
+
+
+def test_decode_is_streamed_in_blocks(tmp_path: Path):
+    video.encode(tmp_path / "a.mp4", [picture(40)], 16)
+    assert [len(block) for block in video.decode(tmp_path / "a.mp4", block=16)] == [16, 16, 8]
+
+
+def test_contact_sheet_has_a_row_a_film(tmp_path: Path):
+    dark, bright = np.zeros((9, 32, 48, 3), np.uint8), np.full((40, 32, 48, 3), 230, np.uint8)
+    video.encode(tmp_path / "a.mp4", [dark], 16)
+    video.encode(tmp_path / "b.mp4", [bright], 16)
+    out = tmp_path / "sheet.png"
+    video.contact_sheet(out, [tmp_path / "a.mp4", tmp_path / "b.mp4"], columns=11)
+    sheet = cv2.imread(str(out))
+    assert sheet is not None
+    assert sheet.shape == (64, 48 * 11, 3)
+    assert sheet[:32].mean() < 10
+    assert sheet[32:].mean() > 220
+
+
+def test_pixel_suite_measures_what_it_says(tmp_path: Path):
+    suite = load_suite()
+    still = np.repeat(picture(1), 40, axis=0)
+    flicker = still.copy()
+    flicker[::2] = np.clip(flicker[::2].astype(int) + 40, 0, 255)
+    values: dict[str, dict[str, float | None]] = {}
+    for name, frames in {"still": still, "flicker": flicker, "moving": picture(40)}.items():
+        path = tmp_path / f"{name}.mp4"
+        video.encode(path, [frames], 16)
+        scores = suite.score(path, PROMPT)
+        assert [score.dimension for score in scores] == [spec.name for spec in suite.dimensions]
+        values[name] = {score.dimension: score.value for score in scores}
+        # 40 frames are scored as 32: two seconds.
+        assert [(w.start_s, w.end_s) for w in scores[1].windows] == [(0.0, 1.0), (1.0, 2.0)]
+    flickering = {name: found["temporal_flickering"] or 0.0 for name, found in values.items()}
+    assert flickering["still"] > 0.995 > flickering["moving"] > flickering["flicker"]
+
+
+def test_exposure_and_sharpness_of_known_pictures(tmp_path: Path):
+    half = np.zeros((20, 32, 48, 3), np.uint8)
+    half[:, :, 24:] = 128
+    video.encode(tmp_path / "a.mp4", [half], 16)
+    found = {s.dimension: s.value or 0.0 for s in load_suite().score(tmp_path / "a.mp4", PROMPT)}
+    assert abs(found["exposure"] - 0.5) < 0.05
+    video.encode(tmp_path / "b.mp4", [np.full_like(half, 128)], 16)
+    flat = {s.dimension: s.value or 0.0 for s in load_suite().score(tmp_path / "b.mp4", PROMPT)}
+    assert flat["exposure"] == 1.0
+    assert flat["sharpness"] < 1 < found["sharpness"]
