@@ -286,7 +286,7 @@ def tae_codec(
             "save the codec with both"
         )
     load_into(net, tensors, str(weights.path))
-    name = weights.path.stem
+    name = f"{weights.path.parent.name}/{weights.path.stem}"
     return TaeCodec(net, mean, std, name=name, sha256=weights.sha256, device=device, dtype=dtype)
 
 

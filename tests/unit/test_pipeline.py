@@ -8,6 +8,11 @@ import torch
 import cfmodel
 from cfmodel import pipeline as pipelines
 from cfmodel.config import Geometry
+from cfmodel.io import weights as weights_files
+from cfmodel.io.text import BytePooler
+from cfmodel.io.weights import pin, save_weights
+from cfmodel.nn.tae import TinyAutoencoder
+from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.pipeline import Request, load, segment_of
 from cfmodel.presets import preset
 
@@ -147,6 +152,27 @@ def test_empty_requests_are_refused_before_anything_is_made(nano):
         nano.films([Request("a", (), 0)], 3)
     with pytest.raises(ValueError, match="empty prompt"):
         nano.films([Request("a", (("", 1.0),), 0)], 3)
+
+
+def test_bundled_files_make_films(tmp_path, monkeypatch):
+    """Stored as bfloat16, the text encoder with its training heads, as training leaves them."""
+    tiny = preset("tiny")
+    statistics = {"latents_mean": torch.zeros(16), "latents_std": torch.ones(16)}
+    parts = {
+        "codec": {**TinyAutoencoder(tiny.codec).state_dict(), **statistics},
+        "text": BytePooler(tiny.text, {"shape": 8}).state_dict(),
+        "student": VideoTransformer(tiny.model, tiny.geometry).state_dict(),
+    }
+    shas = {
+        name: save_weights(tmp_path / "tiny" / f"{name}.safetensors", state, config={}, record={})
+        for name, state in parts.items()
+    }
+    pin(tmp_path)
+    monkeypatch.setattr(weights_files, "assets", lambda: tmp_path)
+    pipeline = load(tiny, device="cpu")
+    assert pipeline.weights == shas
+    assert pipeline.record()["codec"] == "tiny/codec"
+    assert film(pipeline, Request("a", RED, 0), 1).shape == (9, 80, 128, 3)
 
 
 @pytest.mark.gpu

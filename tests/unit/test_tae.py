@@ -131,3 +131,14 @@ def test_misfits_are_refused(codec):
         codec.decode(noise(1, 2, 4, 2, 2))
     with pytest.raises(ValueError, match="one width more"):
         TinyAutoencoder(CodecConfig(widths=(8, 8)))
+
+
+@torch.no_grad()
+def test_whole_clips_make_one_graph(codec):
+    """No Python loop over frames and no break: what ``torch.compile`` needs to fuse the net."""
+    encode = torch.compile(codec.encode, backend="eager", fullgraph=True)
+    decode = torch.compile(codec.decode, backend="eager", fullgraph=True)
+    frames = noise(1, 9, 3, 16, 16)
+    latents = encode(frames)
+    torch.testing.assert_close(latents, codec.encode(frames))
+    torch.testing.assert_close(decode(latents), codec.decode(latents))
