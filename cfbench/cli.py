@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -240,6 +241,8 @@ def run(
 
 def main() -> None:
     """The ``cfbench`` script: input errors become one line and exit code 2, gaps 3."""
+    # Workers share the cores; sums in one order make results independent of how many there are.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     for package in ("cfbench", "cfmodel"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -308,8 +311,6 @@ def _generate(
 
 
 def _score(out: Path, suite: str, workers: int) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
-    import os
-
     from cfbench.progress import Reporter
     from cfbench.score import score as measure
 
