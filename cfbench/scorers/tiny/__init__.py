@@ -1,0 +1,20 @@
+"""The tiny tier: scorers trained on the tiny world's truth, with other seeds than any generator."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from cfbench.scorers.tiny.dims import TinySuite
+
+
+def load_suite(device: "torch.device | None" = None) -> "TinySuite":
+    """The suite with its bundled networks, on the CPU if no device is named.
+
+    Raises:
+        CfError: weights are missing or damaged.
+    """
+    from cfbench.scorers.tiny.dims import TinySuite
+    from cfbench.scorers.tiny.weights import load
+
+    return TinySuite(load(device=device))

@@ -22,8 +22,13 @@ Damage = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 class Codec(Protocol):
     """Video autoencoder: 1 + 4 k frames to 1 + k latents and back."""
 
-    def encode(self, frames_BRCYX: Tensor) -> Tensor: ...
-    def decode(self, latents_BFCXY: Tensor) -> Tensor: ...
+    def encode(self, frames_BRCYX: Tensor) -> Tensor:
+        """Latents of frames."""
+        ...
+
+    def decode(self, latents_BFCXY: Tensor) -> Tensor:
+        """Frames of latents."""
+        ...
 
 
 def uniform(n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:

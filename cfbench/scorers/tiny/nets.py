@@ -63,9 +63,10 @@ def _pool(x_NCYX: Tensor) -> Tensor:
 
 
 class ReaderOutput(NamedTuple):
-    """Raw outputs: maps (N, C, Y, X) of ``heat``, ``box``, ``shape``, ``color``, ``marking``,
-    ``share``; logits (N, C) of the scene. ``box`` is left, top, right, bottom minus the cell's
-    centre, in shares of the picture."""
+    """Raw outputs: six maps (N, C, Y, X), and logits (N, C) of the scene.
+
+    ``box`` is left, top, right, bottom minus the cell's centre, in shares of the picture.
+    """
 
     heat: Tensor
     box: Tensor
@@ -117,7 +118,9 @@ class Reader(nn.Module):
         landmark = self.landmark(trunk).float().flatten(2)
         # A soft maximum: one clear cell is enough, and all cells learn.
         landmark = torch.logsumexp(2 * landmark, 2) / 2 - math.log(ROWS * COLUMNS) / 2
-        return ReaderOutput(*maps, scene[:, : len(GROUNDS)], scene[:, len(GROUNDS) :], landmark)
+        heat, box, shape, color, marking, share = maps
+        ground, sky = scene.split((len(GROUNDS), len(SKIES)), 1)
+        return ReaderOutput(heat, box, shape, color, marking, share, ground, sky, landmark)
 
 
 class _Residual3(nn.Module):

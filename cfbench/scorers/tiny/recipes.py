@@ -17,7 +17,7 @@ from cfbench.scorers.tiny.nets import CAMERAS, MotionOutput, ReaderOutput
 from cfbench.scorers.tiny.read import decode, targets
 from cfbench.scorers.tiny.samples import Sampler
 from cfmodel.tinyworld.render import render
-from cfmodel.tinyworld.scene import MOTIONS, SUBJECTS
+from cfmodel.tinyworld.scene import MOTIONS
 from cfmodel.tinyworld.tracks import Tracks
 
 Batch = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Trains the tiny tier's networks on the endless world: ``python -m cfbench.scorers.tiny.train``."""
+"""Trains the tiny tier's networks: ``python -m cfbench.scorers.tiny.train``."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cfbench.scorers.tiny.damage import Codec
@@ -17,6 +17,9 @@ from cfbench.scorers.tiny.nets import NETS
 from cfbench.scorers.tiny.recipes import Batch, Recipe, recipes
 from cfbench.scorers.tiny.samples import Item, endless, gather
 from cfmodel.config import seed_for
+from cfmodel.io.codec import TaeCodec, tae_codec
+from cfmodel.io.weights import load_weights
+from cfmodel.presets import preset
 from cfmodel.train.loop import Trainable, train
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ class Stage:
         net = net.to(device)
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
         self.net = Trainable(net, lr=self.recipe.lr, ema=0.995, warmup=100, weight_decay=0.02)
         self.module = torch.compile(net) if compiled else net
         self.generator = torch.Generator(device).manual_seed(seed_for("scorer-noise", name) % 2**31)
@@ -143,21 +146,14 @@ def _scaled(recipe: Recipe, device: torch.device) -> Recipe:
     return replace(recipe, items=items, batch=batch, pool=max(recipe.pool // CPU_SHARE, 4 * batch))
 
 
-def load_codec(path: Path, device: torch.device) -> Codec:
-    """The tiny autoencoder stored at ``path``.
+def load_codec(path: Path, device: torch.device) -> TaeCodec:
+    """The tiny autoencoder stored at ``path``, fp32.
 
     Raises:
         ValueError: the file does not hold its weights.
     """
-    from cfmodel.nn.tae import TinyAutoencoder
-    from cfmodel.presets import preset
-
-    net = TinyAutoencoder(preset("tiny/ours").codec)
-    try:
-        net.load_state_dict({key: x.float() for key, x in load_file(path).items()})
-    except RuntimeError as error:
-        raise ValueError(f"{path.name}: not the tiny codec ({error}); name its weights") from error
-    return net.to(device).eval().requires_grad_(False)
+    weights, config = load_weights(path), preset("tiny/ours").codec
+    return tae_codec(config, weights, device=device, dtype=torch.float32)
 
 
 def main(
@@ -182,7 +178,7 @@ def main(
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    loaded = load_codec(codec, device) if codec is not None else None
+    loaded = load_codec(codec, device).net if codec is not None else None
     for name in names:
         stage = Stage(name, device=device, workers=workers, compiled=compiled, codec=loaded)
         record = train(stage, out, seconds=seconds)

@@ -1,0 +1,225 @@
+"""The dimensions of the tiny tier, after VBench's names and rules; their numbers are not VBench's.
+
+S sampled frames (4 a second), P pairs of frames (8 a second).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cfbench.aggregate import QUALITY, SEMANTIC
+from cfbench.scorers.tiny import formulas, semantic
+from cfbench.scorers.tiny.expect import Expectation, expect
+from cfbench.scorers.tiny.formulas import Floats
+from cfbench.scorers.tiny.semantic import Case, Verdict
+from cfbench.scorers.tiny.watch import PAIRS_PER_S, SAMPLES_PER_S, Film, load_frames, watch
+from cfbench.scorers.tiny.weights import Networks
+from cfbench.types import DimensionSpec, Prompt, Score, WindowScore
+from cfmodel.config import digest
+
+RULES_VERSION = "1"
+TIMES_S: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
+HALF_S = 0.5
+
+SOURCES: Mapping[str, str] = {
+    "subject_consistency": "VBench's formula on our place features, where the subject is due",
+    "background_consistency": "VBench's formula on our text-aligned features, all frames",
+    "temporal_flickering": "VBench: (255 - mean absolute difference) / 255",
+    "motion_smoothness": "VBench's rule with OpenCV DIS flow instead of AMT-S",
+    "dynamic_degree": "VBench's rule with OpenCV DIS flow instead of RAFT",
+    "aesthetic_quality": "a rule of contrast and framing, see formulas.aesthetic",
+    "imaging_quality": "our network that ranks rendered frames above damaged ones",
+    "object_class": "share of frames with the named class where due, without it where gone",
+    "multiple_objects": "share of frames with both named classes",
+    "human_action": "share of 2 s windows with the named motion of the subject",
+    "color": "share of frames whose subject has the named colour; a missing one is wrong",
+    "spatial_relationship": "share of frames with the second subject on the named side",
+    "scene": "share of frames with the named ground and landmark",
+    "appearance_style": "share of frames with the named sky",
+    "temporal_style": "share of windows with the named camera motion, mean over segments",
+    "overall_consistency": "cosine of frames and their segment's caption, our dual encoder",
+    "attr_shape": "class read right where the subject is 60 % in view",
+    "attr_color": "colour read right where the subject is 60 % in view",
+    "attr_ground": "ground read right where the subject is 60 % in view",
+    "attr_sky": "sky read right where the subject is 60 % in view",
+    "dino_first": "cosine to the first frame, place features",
+    "clip_f": "cosine to the first frame, text-aligned features",
+    "clip_t": "cosine to the segment's caption",
+    "visible_share": "share of the largest subject in view, where one is due",
+    "flow_median": "median flow in pixels between frames 1/8 s apart",
+}
+
+
+def specs(version: str) -> tuple[DimensionSpec, ...]:
+    """All dimensions; ``version`` names rules and networks."""
+    rows: list[DimensionSpec] = []
+    for name, source in SOURCES.items():
+        group: Literal["quality", "semantic", "extra"] = (
+            "quality" if name in QUALITY else "semantic" if name in SEMANTIC else "extra"
+        )
+        rows.append(
+            DimensionSpec(
+                name=name,
+                group=group,
+                weight={**QUALITY, **SEMANTIC}.get(name, 0.0),
+                version=version,
+                tier="tiny",
+                higher_is_better=True,
+                source=source,
+            )
+        )
+    return tuple(rows)
+
+
+@dataclass
+class TinySuite:
+    """Scores films of the tiny world with networks that were trained on its truth."""
+
+    nets: Networks
+    _asked: dict[tuple[str, int, int], Expectation] = field(default_factory=dict, repr=False)
+
+    @property
+    def version(self) -> str:
+        """Of the rules and of the networks."""
+        return f"{RULES_VERSION}.{digest(self.nets.hashes)[:6]}"
+
+    @property
+    def dimensions(self) -> tuple[DimensionSpec, ...]:
+        """What the suite measures."""
+        return specs(self.version)
+
+    def score(self, path: Path, prompt: Prompt) -> list[Score]:
+        """One score a dimension.
+
+        Raises:
+            DecodeError: the film cannot be decoded.
+            ValueError: the prompt's scene is of another version of the world.
+        """
+        frames, limit, fps = load_frames(path)
+        return self.score_frames(frames, limit, fps, prompt, sha=path.stem)
+
+    def score_frames(
+        self, frames: np.ndarray, limit: int, fps: int, prompt: Prompt, *, sha: str = ""
+    ) -> list[Score]:
+        """As ``score``, of frames (R, 80, 128, 3) of which the first ``limit`` are scored."""
+        film = watch(frames, limit, fps, self.nets)
+        case = semantic.case(film, self._expect(prompt, film), self.nets)
+        verdicts = {**quality(case), **semantics(case), **extras(case)}
+        return [self._score(spec, verdicts[spec.name], film, sha) for spec in self.dimensions]
+
+    def _expect(self, prompt: Prompt, film: Film) -> Expectation:
+        # Films of one prompt come one after the other; its script is played once.
+        key = (digest([s.text for s in prompt.segments]) + prompt.id, film.stored, film.fps)
+        if key not in self._asked:
+            self._asked.clear()
+            end_s = film.stored / film.fps
+            self._asked[key] = expect(prompt, film.sampled, film.fps, end_s)
+        return self._asked[key]
+
+    def _score(self, spec: DimensionSpec, verdict: Verdict, film: Film, sha: str) -> Score:
+        value, rows = verdict.value, verdict.windows
+        if verdict.values is not None:
+            inside = film.sampled < film.frames
+            kept = verdict.values[inside]
+            kept = kept[~np.isnan(kept)]
+            if value is None and len(kept):
+                value = float(kept.mean())
+            if rows is None:
+                step = 1 / SAMPLES_PER_S
+                at_s = film.at_s[inside]
+                rows = formulas.windows(verdict.values[inside], at_s, step_s=step, end_s=film.end_s)
+        return Score(
+            clip_sha=sha,
+            dimension=spec.name,
+            version=spec.version,
+            tier=spec.tier,
+            value=value,
+            windows=rows or (),
+            reason="" if value is not None else verdict.reason or "does not apply: film too short",
+            details=verdict.details,
+        )
+
+
+def quality(c: Case) -> dict[str, Verdict]:
+    """The seven quality dimensions."""
+    film, inside = c.film, c.scored
+    subject = np.full(len(film.sampled), np.nan)
+    due = c.asked.main >= semantic.EXPECTED
+    seen = (c.score[:, 0] > 0) & np.isnan(c.asked.main)
+    rows = np.flatnonzero((due | seen) & inside)
+    subject[rows[1:]] = formulas.consistency(film.features[rows])
+    background = np.full(len(film.sampled), np.nan)
+    background[1:] = formulas.consistency(film.images)
+    moving = formulas.moves(film.strong, *film.pixels.shape[1:3])
+    sampled = len(moving) + 1
+    dynamic = float(formulas.is_dynamic(moving, sampled)) if len(moving) else None
+    return {
+        "subject_consistency": Verdict(values=subject, reason="does not apply: no subject is due"),
+        "background_consistency": Verdict(values=background),
+        "temporal_flickering": _line(film.flicker, film, film.fps),
+        "motion_smoothness": _line(film.smoothness, film, PAIRS_PER_S),
+        "dynamic_degree": Verdict(
+            value=dynamic,
+            windows=_line(moving.astype(np.float64), film, PAIRS_PER_S).windows,
+            reason="" if len(moving) else "does not apply: film too short",
+            details={"pairs": len(moving), "moving": int(moving.sum())},
+        ),
+        "aesthetic_quality": Verdict(values=film.aesthetic),
+        "imaging_quality": Verdict(values=film.imaging),
+    }
+
+
+def _line(values: Floats, film: Film, per_s: float) -> Verdict:
+    """A verdict from values at a steady rate."""
+    if not len(values):
+        return Verdict(reason="does not apply: film too short")
+    at_s = np.arange(len(values)) / per_s
+    rows = formulas.windows(values, at_s, step_s=1 / per_s, end_s=film.end_s)
+    return Verdict(value=float(values.mean()), windows=rows)
+
+
+def semantics(c: Case) -> dict[str, Verdict]:
+    """The nine semantic dimensions."""
+    action, style = semantic.motions(c)
+    similar = np.where(c.asked.settled, semantic.text_similarity(c), np.nan)
+    return {
+        "object_class": semantic.object_class(c),
+        "multiple_objects": semantic.multiple_objects(c),
+        "human_action": action,
+        "color": semantic.color(c),
+        "spatial_relationship": semantic.spatial_relationship(c),
+        "scene": semantic.scene(c),
+        "appearance_style": semantic.appearance_style(c),
+        "temporal_style": style,
+        "overall_consistency": Verdict(values=similar),
+    }
+
+
+def extras(c: Case) -> dict[str, Verdict]:
+    """Attribute reads, curves over time, and what explains the rest."""
+    film = c.film
+    share = np.where(c.score[:, 0] > 0, c.share[:, 0], 0.0)
+    due = c.asked.main >= semantic.EXPECTED
+    return {
+        **semantic.attributes(c),
+        "dino_first": _curve(film.features @ film.features[0], film),
+        "clip_f": _curve(film.images @ film.images[0], film),
+        "clip_t": _curve(semantic.text_similarity(c), film),
+        "visible_share": Verdict(
+            values=np.where(due, share, np.nan), reason="does not apply: no subject is due"
+        ),
+        "flow_median": _line(film.median_flow, film, PAIRS_PER_S),
+    }
+
+
+def _curve(values: Floats, film: Film) -> Verdict:
+    """Means around 10, 20, ..., 60 s; the last window reads the untrimmed film."""
+    times = [t for t in TIMES_S if t <= film.end_s + 1e-6]
+    rows: tuple[WindowScore, ...] = formulas.around(values, film.at_s, times, HALF_S)
+    if not rows:
+        return Verdict(windows=(), reason="does not apply: the film is shorter than 10 s")
+    mean = float(np.mean([row.value for row in rows if row.value is not None]))
+    return Verdict(value=mean, windows=rows)

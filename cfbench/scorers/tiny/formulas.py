@@ -1,0 +1,137 @@
+"""The tiny tier's formulas on plain arrays, free of networks and of files.
+
+R frames, E width of an embedding.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfbench.types import WindowScore
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+FLOW_SHARE = 0.05
+FLOW_LIMIT = 6 / 256  # of the shorter side, in pixels
+WINDOW_S = 2.0
+GOOD_CONTRAST = 0.16
+NO_SUBJECT = 0.5
+
+
+def consistency(vectors_RE: Floats) -> Floats:
+    """Of each frame but the first, the mean of its similarity to the one before and to the first.
+
+    Vectors have unit length; negative similarities count as 0.
+
+    Source: VBench, subject_consistency and background_consistency.
+    """
+    if len(vectors_RE) < 2:
+        return np.zeros(0)
+    before = (vectors_RE[1:] * vectors_RE[:-1]).sum(1).clip(min=0)
+    first = (vectors_RE[1:] @ vectors_RE[0]).clip(min=0)
+    return (before + first) / 2
+
+
+def flicker(frames: NDArray[np.uint8]) -> Floats:
+    """``(255 - mean absolute difference) / 255`` of neighbouring frames.
+
+    Source: VBench, temporal_flickering.
+    """
+    low, high = np.minimum(frames[1:], frames[:-1]), np.maximum(frames[1:], frames[:-1])
+    return (255 - (high - low).reshape(len(frames) - 1, -1).mean(1)) / 255
+
+
+def strong_flow(magnitude: Floats) -> float:
+    """Mean of the largest 5 % of a pair's flow magnitudes.
+
+    Source: VBench, dynamic_degree.
+    """
+    flat = np.sort(magnitude, axis=None)[::-1]
+    return float(flat[: max(1, int(len(flat) * FLOW_SHARE))].mean())
+
+
+def moves(strong: Floats, height: int, width: int) -> Flags:
+    """Which pairs move: their strong flow exceeds 6 pixels of 256 on the shorter side."""
+    return strong > FLOW_LIMIT * min(height, width)
+
+
+def is_dynamic(moving: Flags, sampled: int) -> bool:
+    """Whether a film of ``sampled`` frames is dynamic: at least 4 of 16 of its pairs move.
+
+    Example:
+        >>> is_dynamic(np.array([True] * 4 + [False] * 11), 16)
+        True
+    """
+    return int(moving.sum()) >= round(4 * sampled / 16)
+
+
+def aesthetic(luma_RYX: Floats, box_R4: Floats, found: Flags) -> Floats:
+    """Contrast and framing of frames, in [0, 1]; a rule, no learnt taste.
+
+    ``0.5 * min(1, deviation of luma / 0.16) + 0.5 * framing``; framing is the share of the main
+    subject's box centre within the middle half of the picture, falling to 0 at its rim, times
+    ``min(1, area / 0.02)``; without a subject it is 0.5.
+
+    Args:
+        luma_RYX: brightness in [0, 1].
+        box_R4: left, top, right, bottom of the largest detection, in [0, 1].
+        found: whether there is one.
+    """
+    contrast = (luma_RYX.std((1, 2)) / GOOD_CONTRAST).clip(max=1)
+    middle = (box_R4[:, :2] + box_R4[:, 2:]) / 2
+    off = (np.abs(middle - 0.5).max(1) - 0.25).clip(min=0) / 0.25
+    area = (box_R4[:, 2:] - box_R4[:, :2]).clip(min=0).prod(1)
+    framing = np.where(found, (1 - off).clip(min=0) * (area / 0.02).clip(max=1), NO_SUBJECT)
+    return 0.5 * contrast + 0.5 * framing
+
+
+def windows(
+    values: Floats, at_s: Floats, *, step_s: float, end_s: float, length_s: float = WINDOW_S
+) -> tuple[WindowScore, ...]:
+    """Means of the values in successive windows; a window without a value is None.
+
+    Args:
+        values: NaN where the dimension does not apply.
+        at_s: when each was taken.
+        step_s: time between two values, the least length of the last window.
+        end_s: end of the film.
+        length_s: length of a window.
+    """
+    out: list[WindowScore] = []
+    start = 0.0
+    while start + step_s / 2 < end_s:
+        stop = min(start + length_s, end_s)
+        out.append(WindowScore(start_s=start, end_s=stop, value=mean_of(values, at_s, start, stop)))
+        start += length_s
+    return tuple(out)
+
+
+def mean_of(values: Floats, at_s: Floats, start: float, stop: float) -> float | None:
+    """Mean of the values taken in [start, stop); None where there is none."""
+    inside = values[(at_s >= start) & (at_s < stop)]
+    inside = inside[~np.isnan(inside)]
+    return float(inside.mean()) if len(inside) else None
+
+
+def around(
+    values: Floats, at_s: Floats, times_s: Sequence[float], half_s: float
+) -> tuple[WindowScore, ...]:
+    """Means within ``half_s`` of times, both ends included; times past the film are left out."""
+    rows: list[WindowScore] = []
+    for time in times_s:
+        value = mean_of(values, at_s, time - half_s, time + half_s + 1e-6)
+        if value is not None:
+            rows.append(WindowScore(start_s=time - half_s, end_s=time + half_s, value=value))
+    return tuple(rows)
+
+
+def share(right: Flags, asked: Flags) -> Floats:
+    """1 or 0 where something is asked for, NaN elsewhere."""
+    return np.where(asked, right.astype(np.float64), np.nan)
+
+
+def per_frame(count: int, value: Callable[[int], float]) -> Floats:
+    """``value(0), ..., value(count - 1)`` as an array."""
+    return np.array([value(k) for k in range(count)], dtype=np.float64)
