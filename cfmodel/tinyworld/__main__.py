@@ -76,7 +76,9 @@ def bench(
     shapes = ("animal", "vehicle", "ring")
     subjects = [replace(s, shape=shape) for s, shape in zip(scene.subjects, shapes, strict=True)]
     subjects[2] = replace(subjects[2], place=0, lateral=-subjects[1].lateral, depth=1.2)
-    places = [replace(p, bearing=0.0, lateral=x) for p, x in zip(scene.places, (-3, 3), strict=True)]
+    places = [
+        replace(p, bearing=0.0, lateral=x) for p, x in zip(scene.places, (-3, 3), strict=True)
+    ]
     scene = replace(scene, subjects=tuple(subjects), places=tuple(places))
     tracks = play(scene, torch.zeros(frames, dtype=torch.long)).to(device)
     times = []

@@ -8,7 +8,7 @@ caption names can be kept by memory alone.
 import random
 import re
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cfmodel.tinyworld.scene import (
     Color,
@@ -217,24 +217,73 @@ def caption(
     near = []
     if mentions.landmark:
         near = [f"near {_a(rng.choice(LANDMARK_WORDS[scene.places[0].landmark]))}"]
-    if held_out:
-        lead = " ".join([*light, *where, *near])
-        body = f"{lead + ', ' if lead else ''}we see {noun} that {motion}"
-        first = (
-            f"{body}, and {beside[5:] if beside.startswith('with ') else beside}"
-            if beside
-            else body
-        )
-    else:
-        tail = [*where, *near, *light] if rng.random() < 0.5 else [*light, *near, *where]
-        if rng.random() < 0.5:
-            first = " ".join([noun, motion, *([beside] if beside else []), *tail])
-        else:
-            first = f"{' '.join(tail)}, {noun} {motion}" if tail else f"{noun} {motion}"
-            first += f" {beside}" if beside else ""
+    pieces = _Pieces(noun, motion, beside, where, near, light)
+    first = _held_out_form(pieces) if held_out else rng.choice(_FORMS)(pieces, rng)
     first = first[0].upper() + first[1:] + "."
     second = _event_sentence(scene, event, rng)
     return f"{second} {first}" if held_out or rng.random() < 0.3 else f"{first} {second}"
+
+
+class _Pieces(NamedTuple):
+    """Parts of a scene's sentence; the lists are empty where a film is silent."""
+
+    noun: str
+    motion: str
+    beside: str
+    where: list[str]
+    near: list[str]
+    light: list[str]
+
+    def tail(self, rng: random.Random) -> str:
+        """Place, landmark and light in some order."""
+        parts = [*self.where, *self.near, *self.light]
+        rng.shuffle(parts)
+        return " ".join(parts)
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _noun_first(p: _Pieces, rng: random.Random) -> str:
+    return _join(p.noun, p.motion, p.beside, p.tail(rng))
+
+
+def _tail_first(p: _Pieces, rng: random.Random) -> str:
+    tail = p.tail(rng)
+    return _join(f"{tail}," if tail else "", p.noun, p.motion, p.beside)
+
+
+def _there_is(p: _Pieces, rng: random.Random) -> str:
+    beside = f", and there is {p.beside[5:]}" if p.beside else ""
+    return _join("there is", p.noun, "that", p.motion + beside, p.tail(rng))
+
+
+def _which(p: _Pieces, rng: random.Random) -> str:
+    tail = p.tail(rng)
+    return _join(
+        f"{tail}," if tail else "", f"{p.noun},", "which", p.motion + ",", p.beside
+    ).rstrip(",")
+
+
+def _a_scene(p: _Pieces, rng: random.Random) -> str:
+    beside = f", and {p.beside[5:]}" if p.beside else ""
+    return _join("a scene", p.tail(rng), "with", p.noun, "that", p.motion + beside)
+
+
+def _beside_first(p: _Pieces, rng: random.Random) -> str:
+    beside = f"{p.beside}," if p.beside else ""
+    return _join(p.noun, beside, p.motion, p.tail(rng))
+
+
+def _held_out_form(p: _Pieces) -> str:
+    """The sentence form that training never shows."""
+    lead = " ".join([*p.light, *p.where, *p.near])
+    beside = f", and {p.beside[5:]}" if p.beside else ""
+    return _join(f"{lead}," if lead else "", "we see", p.noun, "that", p.motion + beside)
+
+
+_FORMS = (_noun_first, _tail_first, _there_is, _which, _a_scene, _beside_first)
 
 
 def _noun_phrase(subject: Subject, color: bool, marking: bool, rng: random.Random) -> str:

@@ -6,9 +6,11 @@ sampled on a grid ``OVERSAMPLING`` times finer than the pixels, ground and sky o
 are smooth).
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ TAN_HALF_WIDTH = 0.8
 PITCH = -0.14
 FAR = 60.0
 _PARAMETERS = 8
+_VEHICLE = KINDS.index("vehicle")
+_Step = Callable[..., Any]
 
 _COLOR = (
     (0.82, 0.12, 0.12), (0.12, 0.58, 0.18), (0.14, 0.28, 0.86), (0.93, 0.82, 0.12),
@@ -84,7 +88,9 @@ class _Pairs(NamedTuple):
     row: Tensor
 
 
-def render(tracks: Tracks, height: int, width: int, *, truth: bool = False) -> Rendered:
+def render(
+    tracks: Tracks, height: int, width: int, *, truth: bool = False, compiled: bool = False
+) -> Rendered:
     """Renders N frames on the device where the tracks are.
 
     Args:
@@ -92,41 +98,42 @@ def render(tracks: Tracks, height: int, width: int, *, truth: bool = False) -> R
         height: pixels.
         width: pixels.
         truth: also measure visibility and boxes.
+        compiled: fuse the arithmetic with torch.compile, for many calls on a GPU.
     """
+    step = _compiled if compiled else _plain
     view = _camera(tracks, height, width)
-    background = _background(tracks, view)
+    background = step(_background)(tracks.look, tracks.position, tracks.scale, tracks.kind, view)
     n, fine = len(tracks), height * width * OVERSAMPLING**2
     depth = torch.full((n * fine,), MISS, device=background.device)
-    hits: list[tuple[_Pairs, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    hits: list[_Hits] = []
     silhouette = None
     if truth:
         silhouette = torch.zeros(n, INSTANCES, fine, dtype=torch.bool, device=depth.device)
     for kind, table in _primitives(tracks).items():
         pairs = _pairs(table, view)
-        ray = _local_rays(table, pairs, view, tracks)
-        t, normal = INTERSECT[kind](ray.origin, ray.direction, table.numbers[pairs.row])
-        keep = (t < MISS).nonzero().squeeze(-1)
-        pairs = _Pairs(*(column[keep] for column in pairs))
-        point = ray.origin[keep] + t[keep, None] * ray.direction[keep]
-        distance = t[keep] * ray.scale[keep]
-        depth.scatter_reduce_(0, pairs.frame * fine + pairs.cell, distance, "amin")
+        distance, point, normal = step(_trace[kind])(_ray_table(table, view, tracks), pairs, view)
+        keep = (distance < MISS).nonzero().squeeze(-1)
+        row, cell = pairs.row[keep], pairs.cell[keep]
+        found = _Hits(table.frame[row], cell, table.instance[row], distance[keep], point[keep],
+                      normal[keep], table.paint[row])  # fmt: skip
+        depth.scatter_reduce_(0, found.frame * fine + cell, found.distance, "amin")
         if silhouette is not None:
-            silhouette[pairs.frame, table.instance[pairs.row], pairs.cell] = True
-        hits.append(
-            (
-                pairs,
-                distance,
-                point,
-                normal[keep],
-                table.instance[pairs.row],
-                table.paint[pairs.row],
-            )
-        )
-    rgb, owner = _shade(hits, depth, tracks, view, background)
+            silhouette[found.frame, found.instance, cell] = True
+        hits.append(found)
+    rgb, owner = _composite(hits, depth, tracks, background, step)
     measured = None
     if silhouette is not None:
         measured = _measure(silhouette, owner, tracks, view)
     return Rendered(rgb.clamp(0, 1), measured)
+
+
+def _plain(function: _Step) -> _Step:
+    return function
+
+
+@functools.cache
+def _compiled(function: _Step) -> _Step:
+    return torch.compile(function, dynamic=True)
 
 
 def _camera(tracks: Tracks, height: int, width: int) -> _View:
@@ -153,11 +160,11 @@ def _pixel_rays(view: _View) -> Tensor:
     return torch.nn.functional.normalize(ray, dim=-1)
 
 
-def _background(tracks: Tracks, view: _View) -> Tensor:
+def _background(look: Tensor, position: Tensor, scale: Tensor, kind: Tensor, view: _View) -> Tensor:
     """Ground with its pattern and soft shadows, sky and haze: (N, Y, X, 3)."""
-    device = tracks.camera.device
+    device = look.device
     ray = _pixel_rays(view)
-    sky = tracks.look[:, 1].long()
+    sky = look[:, 1].long()
     zenith, horizon, ambient, sun = (
         torch.tensor([row[k] for row in _SKY], device=device)[sky][:, None, None] for k in range(4)
     )
@@ -166,13 +173,13 @@ def _background(tracks: Tracks, view: _View) -> Tensor:
     down = ray[..., 1].clamp(max=-1e-4)
     t = (-view.origin[:, 1, None, None] / down).clamp(max=FAR)
     point = view.origin[:, None, None] + t[..., None] * ray
-    ground = tracks.look[:, 0].long()
+    ground = look[:, 0].long()
     tone_a, tone_b = (
         torch.tensor([row[k] for row in _GROUND], device=device)[ground][:, None, None]
         for k in range(2)
     )
-    mix = _pattern(tracks, point[..., 0], point[..., 2], t)[..., None]
-    light = ambient + sun * _SUN[1] * (1 - 0.75 * _shadow(tracks, point)[..., None])
+    mix = _pattern(look, point[..., 0], point[..., 2], t)[..., None]
+    light = ambient + sun * _SUN[1] * (1 - 0.75 * _shadow(position, scale, kind, point)[..., None])
     soil = (tone_a * mix + tone_b * (1 - mix)) * light
     haze = ((t / FAR).clamp(max=1) ** 1.5)[..., None]
     soil = soil + (horizon - soil) * haze
@@ -181,11 +188,11 @@ def _background(tracks: Tracks, view: _View) -> Tensor:
     return soil * (1 - edge) + heaven * edge
 
 
-def _pattern(tracks: Tracks, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+def _pattern(look: Tensor, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """Smooth pattern of the ground in [0, 1]: two crossed waves, fading with distance."""
     device = x.device
-    wave = torch.tensor([row[2] for row in _GROUND], device=device)[tracks.look[:, 0].long()]
-    a, b, turn = (tracks.look[:, k, None, None] for k in (2, 3, 4))
+    wave = torch.tensor([row[2] for row in _GROUND], device=device)[look[:, 0].long()]
+    a, b, turn = (look[:, k, None, None] for k in (2, 3, 4))
     c, s = torch.cos(turn), torch.sin(turn)
     u = (c * x + s * z) * (math.tau / wave)[:, None, None]
     v = (c * z - s * x) * (math.tau / wave)[:, None, None]
@@ -193,17 +200,16 @@ def _pattern(tracks: Tracks, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return 0.5 + 0.5 * bumps / (1 + (t / 9) ** 2)
 
 
-def _shadow(tracks: Tracks, point: Tensor) -> Tensor:
+def _shadow(position: Tensor, scale: Tensor, kind: Tensor, point: Tensor) -> Tensor:
     """Darkness in [0, 1] under and behind instances: soft ellipses stretched away from the sun."""
     dark = torch.zeros_like(point[..., 0])
     away = torch.tensor([-_SUN[0], -_SUN[2]], device=point.device)
     away = away / away.norm()
     for k in range(INSTANCES):
-        there = tracks.kind[:, k] >= 0
-        size = torch.where(there, tracks.scale[:, k], 0.0)
+        size = torch.where(kind[:, k] >= 0, scale[:, k], 0.0)
         if k >= SUBJECTS:
             size = size * 1.4
-        foot = tracks.position[:, k]
+        foot = position[:, k]
         lift = foot[:, 1]
         offset = point[..., [0, 2]] - foot[:, None, None, [0, 2]]
         offset = offset - (away * (0.45 * size + 0.8 * lift)[:, None])[:, None, None]
@@ -290,42 +296,73 @@ def _pairs(table: _Table, view: _View) -> _Pairs:
     return _Pairs(table.frame[row], line * wide + column, row)
 
 
-class _Rays(NamedTuple):
-    origin: Tensor
-    direction: Tensor
+class _RayTable(NamedTuple):
+    """What the rays of each primitive need: the camera in its instance's frame, and its numbers."""
+
+    offset: Tensor
+    turn: Tensor
     scale: Tensor
+    axes: Tensor
+    numbers: Tensor
 
 
-def _local_rays(table: _Table, pairs: _Pairs, view: _View, tracks: Tracks) -> _Rays:
-    """The pairs' rays in their instances' own frames."""
-    instance = table.instance[pairs.row]
-    direction = _fine_rays(pairs.frame, pairs.cell, view)
-    offset = view.origin[pairs.frame] - tracks.position[pairs.frame, instance]
-    scale = tracks.scale[pairs.frame, instance]
-    yaw = tracks.yaw[pairs.frame, instance]
-    c, s = torch.cos(yaw), torch.sin(yaw)
-
-    def turn(v: Tensor) -> Tensor:
-        return torch.stack([v[:, 0] * c - v[:, 2] * s, v[:, 1], v[:, 2] * c + v[:, 0] * s], -1)
-
-    return _Rays(turn(offset) / scale[:, None], turn(direction), scale)
+def _ray_table(table: _Table, view: _View, tracks: Tracks) -> _RayTable:
+    frame, instance = table.frame, table.instance
+    yaw = tracks.yaw[frame, instance]
+    return _RayTable(
+        view.origin[frame] - tracks.position[frame, instance],
+        torch.stack([torch.cos(yaw), torch.sin(yaw)], -1),
+        tracks.scale[frame, instance],
+        view.axes[frame],
+        table.numbers,
+    )
 
 
-def _fine_rays(frame: Tensor, cell: Tensor, view: _View) -> Tensor:
-    wide, high = view.width * OVERSAMPLING, view.height * OVERSAMPLING
-    x = ((cell % wide + 0.5) / wide * 2 - 1) * view.tan_x
-    y = (1 - (cell // wide + 0.5) / high * 2) * view.tan_y
-    axes = view.axes[frame]
-    ray = x[:, None] * axes[:, 0] + y[:, None] * axes[:, 1] + axes[:, 2]
-    return torch.nn.functional.normalize(ray, dim=-1)
+def _tracer(intersect: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """World distance, local point and local normal of every pair against one kind of solid."""
+
+    def trace(table: _RayTable, pairs: _Pairs, view: _View) -> tuple[Tensor, Tensor, Tensor]:
+        wide, high = view.width * OVERSAMPLING, view.height * OVERSAMPLING
+        x = ((pairs.cell % wide + 0.5) / wide * 2 - 1) * view.tan_x
+        y = (1 - (pairs.cell // wide + 0.5) / high * 2) * view.tan_y
+        axes, scale = table.axes[pairs.row], table.scale[pairs.row]
+        ray = x[:, None] * axes[:, 0] + y[:, None] * axes[:, 1] + axes[:, 2]
+        ray = ray / ray.square().sum(-1, keepdim=True).sqrt()
+        c, s = table.turn[pairs.row].unbind(-1)
+
+        def turn(v: Tensor) -> Tensor:
+            return torch.stack([v[:, 0] * c - v[:, 2] * s, v[:, 1], v[:, 2] * c + v[:, 0] * s], -1)
+
+        origin = turn(table.offset[pairs.row]) / scale[:, None]
+        ray = turn(ray)
+        t, normal = intersect(origin, ray, table.numbers[pairs.row])
+        distance = torch.where(t < MISS, t * scale, MISS)
+        return distance, origin + t[:, None] * ray, normal
+
+    return trace
 
 
-def _shade(
-    hits: list[tuple[_Pairs, Tensor, Tensor, Tensor, Tensor, Tensor]],
+_trace = {kind: _tracer(intersect) for kind, intersect in INTERSECT.items()}
+
+
+class _Hits(NamedTuple):
+    """Pairs that met: where, whose, how far, local point and normal, and the paint (< 0: body)."""
+
+    frame: Tensor
+    cell: Tensor
+    instance: Tensor
+    distance: Tensor
+    point: Tensor
+    normal: Tensor
+    paint: Tensor
+
+
+def _composite(
+    hits: list[_Hits],
     depth: Tensor,
     tracks: Tracks,
-    view: _View,
     background: Tensor,
+    step: Callable[[_Step], _Step],
 ) -> tuple[Tensor, Tensor]:
     """Composites the nearest hits over the background; also which instance owns each cell."""
     n, high, wide = background.shape[:3]
@@ -333,59 +370,66 @@ def _shade(
     device = background.device
     color_F3 = torch.zeros(n * fine, 3, device=device)
     owner = torch.full((n * fine,), -1, dtype=torch.long, device=device)
-    for pairs, distance, point, normal, instance, paint in hits:
-        index = pairs.frame * fine + pairs.cell
-        win = (distance <= depth[index]).nonzero().squeeze(-1)
-        frame, who = pairs.frame[win], instance[win]
-        surface = _surface(point[win], who, frame, paint[win], tracks)
-        color_F3[index[win]] = _lit(surface, normal[win], frame, who, distance[win], tracks)
-        owner[index[win]] = who
-    filled = (owner >= 0).float()
+    for hit in hits:
+        index = hit.frame * fine + hit.cell
+        win = (hit.distance <= depth[index]).nonzero().squeeze(-1)
+        near = _Hits(*(column[win] for column in hit))
+        color_F3[index[win]] = step(_shade)(
+            near, tracks.look, tracks.yaw, tracks.gait, tracks.color, tracks.marking, tracks.kind
+        )
+        owner[index[win]] = near.instance
 
     def pool(x: Tensor) -> Tensor:
         k = OVERSAMPLING
         return x.view(n, high, k, wide, k, -1).mean((2, 4))
 
-    cover = pool(filled)
+    cover = pool((owner >= 0).float())
     rgb = pool(color_F3) + background * (1 - cover)
     return rgb.permute(0, 3, 1, 2), owner.view(n, fine)
 
 
-def _surface(point: Tensor, who: Tensor, frame: Tensor, paint: Tensor, tracks: Tracks) -> Tensor:
+def _shade(
+    hit: _Hits,
+    look: Tensor,
+    yaw: Tensor,
+    gait: Tensor,
+    color: Tensor,
+    marking: Tensor,
+    kind: Tensor,
+) -> Tensor:
+    """Colour of hits: paint and marking, light, haze."""
+    at = (hit.frame, hit.instance)
+    surface = _surface(hit.point, hit.paint, color[at], marking[at], gait[at], kind[at])
+    return _lit(surface, hit.normal, yaw[at], look[hit.frame, 1].long(), hit.distance)
+
+
+def _surface(
+    point: Tensor, paint: Tensor, color: Tensor, marking: Tensor, gait: Tensor, kind: Tensor
+) -> Tensor:
     """Unlit colour of local points: body colour with its marking, or the primitive's own paint."""
     device = point.device
-    color = tracks.color[frame, who]
     body = torch.tensor(_COLOR, device=device)[color]
-    dark = torch.zeros(len(_COLOR), dtype=torch.bool, device=device)
-    dark[list(_DARK_MARKED)] = True
-    light_mark = torch.tensor(_LIGHT_MARK, device=device)
-    dark_mark = torch.tensor(_DARK_MARK, device=device)
-    mark = torch.where(dark[color][:, None], dark_mark, light_mark)
-    kind = tracks.marking[frame, who]
+    marks = [_DARK_MARK if k in _DARK_MARKED else _LIGHT_MARK for k in range(len(_COLOR))]
+    mark = torch.tensor(marks, device=device)[color]
     y = point[:, 1]
     angle = torch.atan2(point[:, 2], point[:, 0])
     band = (y > 0.62) & (y < 1.0)
     dots = (torch.sin(3 * angle) > 0.35) & (torch.sin(5.2 * y + 0.4) > 0.2)
     cap = y > 1.18
-    marked = ((kind == 1) & band) | ((kind == 2) & dots) | ((kind == 3) & cap)
+    marked = ((marking == 1) & band) | ((marking == 2) & dots) | ((marking == 3) & cap)
     body = torch.where(marked[:, None], mark, body)
-    spoke = tracks.gait[frame, who] / 0.34
-    around = torch.atan2(y - 0.32, point[:, 0].abs() - 0.72) + spoke * point[:, 0].sign()
-    wheel = (torch.sin(2 * around) > 0.5) & (paint[:, 0] < 0.2) & (tracks.kind[frame, who] == 7)
+    around = torch.atan2(y - 0.32, point[:, 0].abs() - 0.72) + gait / 0.34 * point[:, 0].sign()
+    wheel = (torch.sin(2 * around) > 0.5) & (paint[:, 0] < 0.2) & (kind == _VEHICLE)
     fixed = torch.where(wheel[:, None], 0.55, paint)
     return torch.where(paint[:, :1] < 0, body, fixed)
 
 
-def _lit(
-    surface: Tensor, normal: Tensor, frame: Tensor, who: Tensor, distance: Tensor, tracks: Tracks
-) -> Tensor:
+def _lit(surface: Tensor, normal: Tensor, yaw: Tensor, sky: Tensor, distance: Tensor) -> Tensor:
     device = surface.device
-    yaw = tracks.yaw[frame, who]
     c, s = torch.cos(yaw), torch.sin(yaw)
     nx = normal[:, 0] * c + normal[:, 2] * s
     nz = normal[:, 2] * c - normal[:, 0] * s
     facing = (nx * _SUN[0] + normal[:, 1] * _SUN[1] + nz * _SUN[2]).clamp(min=0)
-    sky = tracks.look[frame, 1].long()
     horizon, ambient, sun = (
         torch.tensor([row[k] for row in _SKY], device=device)[sky] for k in (1, 2, 3)
     )

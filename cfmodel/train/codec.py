@@ -14,10 +14,13 @@ from cfmodel.tinyworld.render import render
 from cfmodel.train.data import Batch, contiguous_clip, world_stream
 from cfmodel.train.loop import Trainable
 
-LATENT_NOISE = 0.08
+LATENT_NOISE = 0.04
 LATENT_PULL = 1e-3
 EDGES = 0.5
 CHUNKS = 3
+POOL_CLIPS = 1024
+RENDERED = 32
+REFILL_EVERY = 8
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ class CodecStage:
         experiment: Experiment,
         device: torch.device,
         *,
-        batch: int = 32,
+        batch: int = 16,
         workers: int = 0,
         compiled: bool = False,
         lr: float = 1.2e-3,
@@ -51,7 +54,10 @@ class CodecStage:
         if compiled:
             self._forward = torch.compile(self._forward)
         clip = contiguous_clip(CHUNKS, start_share=0.2)
-        self._stream = world_stream(clip, batch=batch, stream="codec", workers=workers)
+        rendered = min(RENDERED, 2 * batch)
+        self._stream = world_stream(clip, batch=rendered, stream="codec", workers=workers)
+        self._pool: list[Tensor] = []
+        self._pick = torch.Generator().manual_seed(0)
         self._held_out = world_stream(clip, batch=min(batch, 16), stream="codec-held-out")
         self.frames = 0
 
@@ -63,9 +69,17 @@ class CodecStage:
         self.frames += len(rgb)
         return rgb.unflatten(0, (len(batch.clips), -1))
 
+    def _clips(self, step: int) -> Tensor:
+        """A batch from a refreshed pool: rendering is dearer than a step, so a clip serves often."""
+        if step % REFILL_EVERY == 0:
+            fresh = (self._pixels(self._stream) * 255 + 0.5).to(torch.uint8)
+            self._pool = [*fresh, *self._pool][:POOL_CLIPS]
+        pick = torch.randint(len(self._pool), (self.batch,), generator=self._pick).tolist()
+        return torch.stack([self._pool[k] for k in pick]).float() / 255
+
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
-        """One update on a fresh batch."""
-        rgb = self._pixels(self._stream)
+        """One update."""
+        rgb = self._clips(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             out, latents = self._forward(rgb, LATENT_NOISE * (1 - progress))
         out, latents = out.float(), latents.float()

@@ -86,12 +86,11 @@ class DmdStage:
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
         batch: int = 64,
-        every: int = 4,
+        every: int = 3,
         guidance: float = 2.0,
-        lr: float = 1e-4,
-        critic_lr: float = 1e-4,
+        lr: float = 2e-4,
+        critic_lr: float = 2e-4,
         teacher_shift: float = 1.0,
-        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         self.experiment, self.device, self.texts = experiment, device, texts
@@ -107,11 +106,6 @@ class DmdStage:
             self._net(teacher), lr=critic_lr, betas=(0.0, 0.99), warmup=20, clip=2.0
         )
         self.teacher = self._net(teacher).requires_grad_(False)
-        self._teacher_pass: Any = _score
-        self._critic_pass: Any = _score
-        if compiled:
-            self._teacher_pass = torch.compile(_score)
-            self._critic_pass = torch.compile(_score)
         self._random = torch.Generator(device=device).manual_seed(seed)
         self._choice = torch.Generator().manual_seed(seed_for("dmd", seed))
         self.latents = 0
@@ -160,9 +154,9 @@ class DmdStage:
             sigma_BF = self._sigma(x0.shape[1])
             xt = noised(x0, self._noise(x0), sigma_BF)
             empty = self.empty_SE.expand_as(text)
-            cond = clean(xt, self._teacher_pass(self.teacher, xt, sigma_BF, text), sigma_BF)
-            none = clean(xt, self._teacher_pass(self.teacher, xt, sigma_BF, empty), sigma_BF)
-            fake = clean(xt, self._critic_pass(self.critic.module, xt, sigma_BF, text), sigma_BF)
+            cond = clean(xt, _score(self.teacher, xt, sigma_BF, text), sigma_BF)
+            none = clean(xt, _score(self.teacher, xt, sigma_BF, empty), sigma_BF)
+            fake = clean(xt, _score(self.critic.module, xt, sigma_BF, text), sigma_BF)
             gradient = dmd_gradient(x0, fake, guided(cond, none, self.guidance))
         loss = dmd_loss(x0, gradient)
         norm = self.student.update(loss, progress)
@@ -173,7 +167,7 @@ class DmdStage:
         with torch.no_grad():
             x0 = self._film(text, grad=False)
         sigma_BF, eps = self._sigma(x0.shape[1]), self._noise(x0)
-        v = self._critic_pass(self.critic.module, noised(x0, eps, sigma_BF), sigma_BF, text)
+        v = _score(self.critic.module, noised(x0, eps, sigma_BF), sigma_BF, text)
         loss = flow_loss(v, x0, eps)
         norm = self.critic.update(loss, progress)
         return {"loss": loss.detach(), "critic_norm": norm}

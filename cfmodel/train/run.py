@@ -182,7 +182,7 @@ def _dmd(experiment: Experiment, use: Resources, shared: dict[str, Any]) -> Stra
     index = torch.tensor([[place[text] for text in row] for row in rows], device=use.device)
     texts = embedded.to(torch.bfloat16)[index]
     return DmdStage(
-        experiment, use.device, texts, frozen.embed([""])[0], compiled=use.compiled,
+        experiment, use.device, texts, frozen.embed([""])[0],
         student=load_weights(_first(use, "causal-init.safetensors")).tensors,
         teacher=load_weights(_first(use, "base.safetensors")).tensors,
         **use.given(),
