@@ -1,0 +1,1 @@
+"""The benchmark of long-video models: films, scores, tables, curves, and their records."""

@@ -323,7 +323,7 @@ def put(node: Any, path: str, value: object, full: str = "") -> Any:
     """
     full = full or path
     head, _, rest = path.partition(".")
-    if not dataclasses.is_dataclass(node):
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ValueError(f"{full}: {head!r} is inside a plain value; name a field of a config")
     hints = typing.get_type_hints(type(node))
     if head not in hints:

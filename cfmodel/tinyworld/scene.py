@@ -118,15 +118,14 @@ def scene_from_json(tree: dict[str, Any]) -> Scene:
             f"scene of world version {tree.get('version')!r}; this one renders {WORLD_VERSION}"
         )
     try:
-        return Scene(
-            **{
-                **tree,
-                "subjects": tuple(Subject(**s) for s in tree["subjects"]),
-                "places": tuple(Place(**p) for p in tree["places"]),
-                "script": tuple(Event(**e) for e in tree["script"]),
-                "texture": tuple(tree["texture"]),
-            }
-        )
+        parts: dict[str, Any] = {
+            **tree,
+            "subjects": tuple(Subject(**s) for s in tree["subjects"]),
+            "places": tuple(Place(**p) for p in tree["places"]),
+            "script": tuple(Event(**e) for e in tree["script"]),
+            "texture": tuple(tree["texture"]),
+        }
+        return Scene(**parts)
     except (TypeError, KeyError) as error:
         raise ValueError(f"scene record does not fit: {error}; regenerate the prompt") from error
 

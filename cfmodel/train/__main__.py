@@ -41,11 +41,11 @@ def main(
     from cfmodel.train import run as runs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    unknown = [stage for stage in stages if stage not in runs._STAGES]
+    unknown = [stage for stage in stages if stage not in runs.STAGES]
     if unknown or (seconds and len(seconds) != len(stages)):
         typer.echo(
             f"stages {stages} with {len(seconds or [])} budgets: expected stages of "
-            f"{', '.join(runs._STAGES)}, and one --seconds each",
+            f"{', '.join(runs.STAGES)}, and one --seconds each",
             err=True,
         )
         raise typer.Exit(2)

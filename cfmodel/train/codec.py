@@ -48,7 +48,7 @@ class CodecStage:
         lr: float = 1.2e-3,
     ) -> None:
         self.experiment, self.device, self.batch = experiment, device, batch
-        self.net = TinyAutoencoder(experiment.codec).to(device, memory_format=torch.channels_last)
+        self.net = TinyAutoencoder(experiment.codec).to(device)
         self.trainable = Trainable(self.net, lr=lr, ema=0.999, weight_decay=0.0)
         self._forward: nn.Module | Any = _Roundtrip(self.net)
         if compiled:
@@ -70,7 +70,7 @@ class CodecStage:
         return rgb.unflatten(0, (len(batch.clips), -1))
 
     def _clips(self, step: int) -> Tensor:
-        """A batch from a refreshed pool: rendering is dearer than a step, so a clip serves often."""
+        """A batch from a refreshed pool: rendering is dear, so a clip serves often."""
         if step % REFILL_EVERY == 0:
             fresh = (self._pixels(self._stream) * 255 + 0.5).to(torch.uint8)
             self._pool = [*fresh, *self._pool][:POOL_CLIPS]
@@ -94,7 +94,9 @@ class CodecStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """PSNR over held-out clips, and latent statistics that go into the weights file."""
-        net, values, latents = self.trainable.ema.eval(), [], []
+        net: Any = self.trainable.ema.eval()
+        values: list[Tensor] = []
+        latents: list[Tensor] = []
         for _ in range(16 if self.device.type == "cuda" else 1):
             rgb = self._pixels(self._held_out)
             z = net.encode(rgb)

@@ -191,5 +191,5 @@ class DmdStage:
         return [path]
 
 
-def _score(net: VideoTransformer, xt: Tensor, sigma_BF: Tensor, text_BGSE: Tensor) -> Tensor:
+def _score(net: Any, xt: Tensor, sigma_BF: Tensor, text_BGSE: Tensor) -> Tensor:
     return net(xt, sigma_BF, net.text_kv(text_BGSE)).v_BFCXY

@@ -50,7 +50,7 @@ class FlowStage:
         self.shift, self.refill_every, self.clips = shift, refill_every, clips
         self.empty_SE = empty_SE.to(device)
         self.net = VideoTransformer(experiment.model, experiment.geometry)
-        self.net.reset_parameters(torch.Generator().manual_seed(seed))
+        self.net.reset_parameters(seed)
         if init is not None:
             self.net.load_state_dict(dict(init))
         self.net.to(device)
@@ -150,7 +150,7 @@ class _FlowLoss(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
 
     def forward(
         self,

@@ -77,7 +77,8 @@ class Trainable:
         # Ramp the horizon so that the average forgets the initial weights.
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         mine = [p.detach() for p in self.module.parameters()]
-        torch._foreach_lerp_(list(self.ema.parameters()), mine, 1 - keep)
+        average = list(self.ema.parameters())
+        torch._foreach_lerp_(average, mine, 1 - keep)  # pyright: ignore[reportPrivateUsage]
         for a, b in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             a.copy_(b)
 

@@ -98,7 +98,7 @@ def run(
     records: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     for k, stage in enumerate(stages):
-        strategy = _STAGES[stage](experiment, use, shared)
+        strategy = STAGES[stage](experiment, use, shared)
         records[stage] = train(
             strategy, use.out, steps=steps, seconds=seconds[k] if seconds else None
         )
@@ -189,7 +189,7 @@ def _dmd(experiment: Experiment, use: Resources, shared: dict[str, Any]) -> Stra
     )  # fmt: skip
 
 
-_STAGES: dict[Stage, Callable[[Experiment, Resources, dict[str, Any]], Strategy]] = {
+STAGES: dict[Stage, Callable[[Experiment, Resources, dict[str, Any]], Strategy]] = {
     "codec": _codec,
     "text": _text,
     "base": _base,

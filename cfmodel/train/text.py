@@ -169,7 +169,7 @@ class TextStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out share of captions with both subjects bound right, and of each head."""
-        net = self.trainable.ema.eval()
+        net: Any = self.trainable.ema.eval()
         right = []
         few = 256 if self.device.type == "cpu" else HELD_OUT_CAPTIONS
         for start in range(0, few, 256):

@@ -89,7 +89,7 @@ def imports(path: Path) -> Iterator[str]:
 def test_only_tiny_scorers_and_systems_know_the_model():
     for path in (ROOT / "cfbench").rglob("*.py"):
         parts = path.relative_to(ROOT / "cfbench").with_suffix("").parts
-        tiny = parts[:1] == ("scorers",) and parts[-1].startswith("tiny")
+        tiny = parts[:1] == ("scorers",) and parts[1].startswith("tiny")
         if parts[:1] != ("systems",) and not tiny:
             assert not [name for name in imports(path) if name.split(".")[0] == "cfmodel"], path
 
