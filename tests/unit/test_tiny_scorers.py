@@ -324,7 +324,10 @@ def test_the_normaliser_names_what_it_was_fitted_with(nets):
     assert tree["clamp"] is True
 
 
-@pytest.mark.skipif(not (ASSETS / "reader.safetensors").is_file(), reason="no weights bundled")
+@pytest.mark.skipif(
+    not all((ASSETS / f"{name}.safetensors").is_file() for name in NETS),
+    reason="not all networks are bundled",
+)
 def test_bundled_reader_reads_rendered_frames():
     reader = load().reader
     right = []
