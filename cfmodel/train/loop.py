@@ -76,8 +76,8 @@ class Trainable:
     def _average(self) -> None:
         # Ramp the horizon so that the average forgets the initial weights.
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine = [p.detach() for p in self.module.parameters()]
-        average = list(self.ema.parameters())
+        mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        average: list[Tensor] = list(self.ema.parameters())
         torch._foreach_lerp_(average, mine, 1 - keep)  # pyright: ignore[reportPrivateUsage]
         for a, b in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             a.copy_(b)
