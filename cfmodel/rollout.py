@@ -55,9 +55,7 @@ class HashNoise:
 
 def prepare_views(model: VideoTransformer, memory: Memory, frames: int) -> list[PreparedView]:
     """Every layer's view of the memory, made ready for the passes of one chunk."""
-    return [
-        model.prepare(memory.view(layer, frames), layer) for layer in range(model.config.layers)
-    ]
+    return model.prepare([memory.view(layer, frames) for layer in range(model.config.layers)])
 
 
 def commit_chunk(

@@ -286,7 +286,6 @@ class SlotMemory:
 
     def _lay_out(self, new_frames: int) -> list[_Layout]:
         """Positions of all layers, sent to the device in one copy for each kind of tensor."""
-        width = self._k.shape[2]
         rows_of: dict[tuple[tuple[int, int], ...], _Row] = {}
         rows: list[_Row] = []
         for layer in range(self.layers):
@@ -299,17 +298,32 @@ class SlotMemory:
         positions_NBT = self._by_layer([row.positions for row in rows], torch.int64)
         queries_NBF = self._by_layer([row.query for row in rows], torch.int64)
         present_NBT = self._by_layer([row.present for row in rows], torch.bool)
-        layouts = []
+        # Layers that hold the same frames share one layout, and so all that is made from it.
+        layouts: dict[tuple[_Row, ...], _Layout] = {}
+        order: list[_Layout] = []
         for layer in range(self.layers):
-            films = {row.present for row in rows[layer * self.batch : (layer + 1) * self.batch]}
-            used = [slot for slot in range(width) if any(film[slot] for film in films)]
-            slots = len(used)
-            if used != list(range(slots)):
-                slots = to_device(torch.tensor(used), self._device)
-            valid_BT = _take(present_NBT[layer], slots) if len(films) > 1 else None
-            positions_BT = _take(positions_NBT[layer], slots)
-            layouts.append(_Layout(slots, positions_BT, queries_NBF[layer], valid_BT))
-        return layouts
+            films = tuple(rows[layer * self.batch : (layer + 1) * self.batch])
+            if films not in layouts:
+                layouts[films] = self._layout(
+                    films, positions_NBT[layer], queries_NBF[layer], present_NBT[layer]
+                )
+            order.append(layouts[films])
+        return order
+
+    def _layout(
+        self,
+        films: tuple[_Row, ...],
+        positions_BT: Tensor,
+        queries_BF: Tensor,
+        present_BT: Tensor,
+    ) -> _Layout:
+        held = {film.present for film in films}
+        used = [slot for slot in range(self._k.shape[2]) if any(film[slot] for film in held)]
+        slots = len(used)
+        if used != list(range(slots)):
+            slots = to_device(torch.tensor(used), self._device)
+        valid_BT = _take(present_BT, slots) if len(held) > 1 else None
+        return _Layout(slots, _take(positions_BT, slots), queries_BF, valid_BT)
 
     def _by_layer(self, rows: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Tensor:
         host = torch.tensor(rows, dtype=dtype).view(self.layers, self.batch, len(rows[0]))

@@ -134,31 +134,36 @@ class VideoTransformer(nn.Module):
         pairs = [block.cross.keys_values(text_BGSE) for block in self.blocks]  # pyright: ignore
         return TextKV(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
-    def prepare(self, view: KVView, layer: int) -> PreparedView:
-        """One layer's view made ready for all passes of a chunk: its keys are rotated once.
+    def prepare(self, views: Sequence[KVView]) -> list[PreparedView]:
+        """Every layer's view made ready for all passes of a chunk: its keys are rotated once.
+
+        Layers whose views hold the same position tensors share tables and masks.
 
         Args:
-            view: what the memory lets ``layer`` read.
-            layer: index of the layer, for the error message.
+            views: what the memory lets each layer read.
 
         Raises:
-            ValueError: keys and positions of the view disagree in number.
+            ValueError: keys and positions of a view disagree in number.
         """
-        tokens = self.geometry.tokens_per_frame
-        held, new = view.positions_BT.shape[1], view.query_positions_BF.shape[1]
-        if view.k_BKHD.shape[1] != held * tokens:
-            raise ValueError(
-                f"view of layer {layer}: {view.k_BKHD.shape[1]} keys for {held} frames; expected "
-                f"{held * tokens} ({tokens} a frame)"
+        tables: dict[int, RotaryTable] = {}
+        masks: dict[int, Mask] = {}
+        prepared: list[PreparedView] = []
+        for layer, view in enumerate(views):
+            self._check_view(view, layer)
+            for positions in (view.positions_BT, view.query_positions_BF):
+                if id(positions) not in tables:
+                    tables[id(positions)] = self._table(positions)
+            if view.valid_BT is not None and id(view.valid_BT) not in masks:
+                masks[id(view.valid_BT)] = self._key_mask(view)
+            prepared.append(
+                PreparedView(
+                    rotate(view.k_BKHD, tables[id(view.positions_BT)]),
+                    view.v_BKHD,
+                    tables[id(view.query_positions_BF)],
+                    masks.get(id(view.valid_BT)),
+                )
             )
-        mask = None
-        if view.valid_BT is not None:
-            own_BF = view.valid_BT.new_ones(view.valid_BT.shape[0], new)
-            allowed_BT = torch.cat([view.valid_BT, own_BF], dim=1)
-            rows = new if self.mask_form == "block" else 1
-            mask = self._key_mask(allowed_BT, rows)
-        keys = rotate(view.k_BKHD, self._table(view.positions_BT))
-        return PreparedView(keys, view.v_BKHD, self._table(view.query_positions_BF), mask)
+        return prepared
 
     def forward(
         self,
@@ -236,9 +241,20 @@ class VideoTransformer(nn.Module):
     def _table(self, positions: Tensor) -> RotaryTable:
         return rotary_table(positions, self.grid, self.config.head_dim)
 
-    def _key_mask(self, allowed_BT: Tensor, rows: int) -> Mask:
+    def _check_view(self, view: KVView, layer: int) -> None:
+        tokens, held = self.geometry.tokens_per_frame, view.positions_BT.shape[1]
+        if view.k_BKHD.shape[1] != held * tokens:
+            raise ValueError(
+                f"view of layer {layer}: {view.k_BKHD.shape[1]} keys for {held} frames; expected "
+                f"{held * tokens} ({tokens} a frame)"
+            )
+
+    def _key_mask(self, view: KVView) -> Mask:
+        valid_BT, new = view.valid_BT, view.query_positions_BF.shape[1]
+        assert valid_BT is not None, "asked for by views with absent frames alone"
+        allowed_BT = torch.cat([valid_BT, valid_BT.new_ones(valid_BT.shape[0], new)], dim=1)
+        rows = new if self.mask_form == "block" else 1
         allowed_BQT = allowed_BT[:, None].expand(-1, rows, -1)
-        tokens = self.geometry.tokens_per_frame
-        built = token_mask(allowed_BQT, tokens, self.mask_form)
+        built = token_mask(allowed_BQT, self.geometry.tokens_per_frame, self.mask_form)
         # Every query of a sample sees the same keys, so one row broadcasts over all of them.
         return Mask(dense=built.dense[:, :, :1]) if built.dense is not None else built

@@ -1,24 +1,27 @@
 """Primitives that every shape and landmark is built of, and where a ray meets them.
 
-A ray is ``o + t d`` with unit ``d``, all (M, 3) in the instance's own frame (foot at the origin,
-y up, unit scale). Each function returns ``t`` (M,), infinite where there is no hit in front, and
-the unit normal (M, 3). Parameters come as (M, 8).
+A ray is ``o + t d`` with unit ``d``, all (3, M) in the instance's own frame (foot at the origin,
+y up, unit scale), component first, so that every sum runs over whole rows. Parameters come as
+(8, M). A distance ``t`` (M,) is ``MISS`` where there is no hit in front; normals are (3, M).
 
 Source: textbook ray-quadric algebra; torus by sphere tracing of its distance field.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+Vector = tuple[float, float, float]
 PrimitiveKind = Literal["ellipsoid", "box", "cone", "wheel", "capsule", "torus"]
 
 MISS = 1e9
 TORUS_STEPS = 28
 _NEAR = 1e-3
+_RIM = 1e-4  # a point this near to a flat end belongs to it
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,25 @@ class Primitive:
     paint: Literal["body"] | tuple[float, float, float] = "body"
     swing: float = 0.0
 
-    def bound(self) -> tuple[tuple[float, float, float], float]:
+    def extent(self) -> tuple[Vector, Vector]:
+        """Centre and half sizes of an axis-aligned box around the solid."""
+        n = self.numbers
+        match self.kind:
+            case "ellipsoid" | "box":
+                return (n[0], n[1], n[2]), (n[3], n[4], n[5])
+            case "cone":
+                wide = max(n[4], n[5])
+                return (n[0], (n[2] + n[3]) / 2, n[1]), (wide, (n[3] - n[2]) / 2, wide)
+            case "wheel":
+                return (n[0], n[1], n[2]), (n[3], n[3], n[4])
+            case "capsule":
+                x, y, z = (abs(a - b) / 2 + n[6] for a, b in zip(n[:3], n[3:6], strict=True))
+                return self.bound()[0], (x + abs(self.swing), y, z)
+            case "torus":
+                across, up = abs(math.cos(n[3])), abs(math.sin(n[3]))
+                return (0.0, n[0], 0.0), (n[1] * across + n[2], n[1] * up + n[2], n[1] + n[2])
+
+    def bound(self) -> tuple[Vector, float]:
         """Centre and radius of a sphere around the solid."""
         n = self.numbers
         match self.kind:
@@ -128,45 +149,48 @@ SOLIDS: dict[str, tuple[Primitive, ...]] = {
 }
 
 
-def _first(*hits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    best, normal = hits[0]
-    for t, n in hits[1:]:
-        closer = t < best
-        best = torch.where(closer, t, best)
-        normal = torch.where(closer[:, None], n, normal)
-    return best, normal
-
-
 def _ahead(t: Tensor, hit: Tensor) -> Tensor:
     return torch.where(hit & (t > _NEAR), t, MISS)
 
 
-def ellipsoid(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with an axis-aligned ellipsoid."""
-    a, b = (o - p[:, 0:3]) / p[:, 3:6], d / p[:, 3:6]
-    bb, ab, aa = (b * b).sum(-1), (a * b).sum(-1), (a * a).sum(-1)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(0)
+
+
+def _unit(v: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(v, dim=0)
+
+
+def _ellipsoid(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
+    a, b = (o - p[0:3]) / p[3:6], d / p[3:6]
+    bb, ab, aa = _dot(b, b), _dot(a, b), _dot(a, a)
     disc = ab * ab - bb * (aa - 1)
-    t = (-ab - disc.clamp(min=0).sqrt()) / bb
-    normal = torch.nn.functional.normalize((a + t[:, None] * b) / p[:, 3:6], dim=-1)
-    return _ahead(t, disc > 0), normal
+    return _ahead((-ab - disc.clamp(min=0).sqrt()) / bb, disc > 0)
 
 
-def box(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with an axis-aligned box."""
+def _ellipsoid_normal(q: Tensor, p: Tensor) -> Tensor:
+    return _unit((q - p[0:3]) / p[3:6].square())
+
+
+def _box(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
     inverse = 1 / torch.where(d.abs() < 1e-6, 1e-6, d)
-    center = (p[:, 0:3] - o) * inverse
-    reach = p[:, 3:6] * inverse.abs()
-    near, axis = (center - reach).max(-1)
-    far = (center + reach).amin(-1)
-    side = torch.arange(3, device=o.device) == axis[:, None]
-    return _ahead(near, near < far), torch.where(side, -d.sign(), 0.0)
+    center = (p[0:3] - o) * inverse
+    reach = p[3:6] * inverse.abs()
+    near, far = (center - reach).amax(0), (center + reach).amin(0)
+    return _ahead(near, near < far)
 
 
-def cone(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with a capped cone or cylinder along y."""
-    x, z, y0, y1, r0, r1 = p[:, :6].unbind(-1)
-    ox, oy, oz = o[:, 0] - x, o[:, 1] - y0, o[:, 2] - z
-    dx, dy, dz = d.unbind(-1)
+def _box_normal(q: Tensor, p: Tensor) -> Tensor:
+    u = (q - p[0:3]) / p[3:6]
+    side = torch.arange(3, device=q.device)[:, None] == u.abs().argmax(0)
+    return torch.where(side, u.sign(), 0.0)
+
+
+def _cone(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
+    """A capped cone or cylinder along y."""
+    x, z, y0, y1, r0, r1 = p[:6].unbind(0)
+    ox, oy, oz = o[0] - x, o[1] - y0, o[2] - z
+    dx, dy, dz = d.unbind(0)
     slope = (r1 - r0) / (y1 - y0)
     rise = r0 + slope * oy
     a = dx * dx + dz * dz - (slope * dy) ** 2
@@ -174,97 +198,114 @@ def cone(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     b = ox * dx + oz * dz - slope * dy * rise
     disc = b * b - a * (ox * ox + oz * oz - rise * rise)
     root = disc.clamp(min=0).sqrt()
-    sides = []
+    best = _cap(ox, oy, oz, d, y1 - y0, r1)
     for sign in (-1, 1):
         t = (-b + sign * root) / a
         y = oy + t * dy
-        radius = r0 + slope * y
-        on = (disc > 0) & (y >= 0) & (y <= y1 - y0) & (radius >= 0)
-        normal = torch.stack([ox + t * dx, -slope * radius, oz + t * dz], -1)
-        sides.append((_ahead(t, on), torch.nn.functional.normalize(normal, dim=-1)))
-    steep = torch.where(dy.abs() < 1e-6, 1e-6, dy)
-    t = (y1 - y0 - oy) / steep
-    on = (ox + t * dx) ** 2 + (oz + t * dz) ** 2 < r1 * r1
-    up = torch.zeros_like(o)
-    up[:, 1] = 1
-    return _first(*sides, (_ahead(t, on & (dy < 0)), up))
+        on = (disc > 0) & (y >= 0) & (y <= y1 - y0) & (r0 + slope * y >= 0)
+        best = torch.minimum(best, _ahead(t, on))
+    return best
 
 
-def wheel(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with a disc of some width whose axis is z."""
+def _cap(ox: Tensor, oy: Tensor, oz: Tensor, d: Tensor, height: Tensor, radius: Tensor) -> Tensor:
+    t = (height - oy) / torch.where(d[1].abs() < 1e-6, 1e-6, d[1])
+    on = (ox + t * d[0]) ** 2 + (oz + t * d[2]) ** 2 < radius * radius
+    return _ahead(t, on & (d[1] < 0))
+
+
+def _cone_normal(q: Tensor, p: Tensor) -> Tensor:
+    x, z, y0, y1, r0, r1 = p[:6].unbind(0)
+    slope = (r1 - r0) / (y1 - y0)
+    radius = r0 + slope * (q[1] - y0)
+    side = _unit(torch.stack([q[0] - x, -slope * radius, q[2] - z]))
+    up = q.new_tensor([0.0, 1.0, 0.0])[:, None]
+    return torch.where((q[1] > y1 - _RIM) & (r1 > 0), up, side)
+
+
+def _wheel(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
+    """A disc of some width whose axis is z."""
     order = [0, 2, 1]
-    upright = torch.zeros_like(p)
-    upright[:, 0], upright[:, 1] = p[:, 0], p[:, 1]
-    upright[:, 2], upright[:, 3] = p[:, 2] - p[:, 4], p[:, 2] + p[:, 4]
-    upright[:, 4] = upright[:, 5] = p[:, 3]
-    t, normal = cone(o[:, order], d[:, order], upright)
-    flat = torch.where(d[:, 2].abs() < 1e-6, 1e-6, d[:, 2])
-    under = (p[:, 2] - p[:, 4] - o[:, 2]) / flat
-    on = ((o[:, :2] + under[:, None] * d[:, :2] - p[:, :2]) ** 2).sum(-1) < p[:, 3] ** 2
-    back = torch.zeros_like(o)
-    back[:, 2] = -1
-    return _first((t, normal[:, order]), (_ahead(under, on & (d[:, 2] > 0)), back))
+    low, high = p[2] - p[4], p[2] + p[4]
+    upright = torch.stack([p[0], p[1], low, high, p[3], p[3]])
+    under = (low - o[2]) / torch.where(d[2].abs() < 1e-6, 1e-6, d[2])
+    on = ((o[:2] + under * d[:2] - p[:2]) ** 2).sum(0) < p[3] ** 2
+    return torch.minimum(_cone(o[order], d[order], upright), _ahead(under, on & (d[2] > 0)))
 
 
-def capsule(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with a capsule between two ends."""
-    a, b, r = p[:, 0:3], p[:, 3:6], p[:, 6]
+def _wheel_normal(q: Tensor, p: Tensor) -> Tensor:
+    aside = q[2] - p[2]
+    flat = torch.stack([torch.zeros_like(aside), torch.zeros_like(aside), aside.sign()])
+    round_ = _unit(torch.stack([q[0] - p[0], q[1] - p[1], torch.zeros_like(aside)]))
+    return torch.where(aside.abs() > p[4] - _RIM, flat, round_)
+
+
+def _capsule(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
+    a, b, r = p[0:3], p[3:6], p[6]
     ba, oa = b - a, o - a
-    baba, bad, baoa = (ba * ba).sum(-1), (ba * d).sum(-1), (ba * oa).sum(-1)
+    baba, bad, baoa = _dot(ba, ba), _dot(ba, d), _dot(ba, oa)
     dd = baba - bad * bad
     dd = torch.where(dd.abs() < 1e-7, 1e-7, dd)
-    mixed = baba * (d * oa).sum(-1) - baoa * bad
-    disc = mixed**2 - dd * (baba * (oa * oa).sum(-1) - baoa**2 - r * r * baba)
+    mixed = baba * _dot(d, oa) - baoa * bad
+    disc = mixed**2 - dd * (baba * (_dot(oa, oa) - r * r) - baoa**2)
     t = (-mixed - disc.clamp(min=0).sqrt()) / dd
     y = baoa + t * bad
     side = _ahead(t, (disc > 0) & (y > 0) & (y < baba))
-    end = torch.where((y <= 0)[:, None], a, b)
-    oc = o - end
-    half = (oc * d).sum(-1)
-    ball = half**2 - (oc * oc).sum(-1) + r * r
+    oc = o - torch.where(y <= 0, a, b)
+    half = _dot(oc, d)
+    ball = half**2 - _dot(oc, oc) + r * r
     tip = _ahead(-half - ball.clamp(min=0).sqrt(), ball > 0)
-    tip = torch.where(side < MISS, MISS, tip)
-    t = torch.minimum(side, tip)
-    point = o + t.clamp(max=1e4)[:, None] * d
-    along = (((point - a) * ba).sum(-1) / baba).clamp(0, 1)
-    return t, (point - a - along[:, None] * ba) / r[:, None]
+    return torch.where(side < MISS, side, tip)
 
 
-def torus(o: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest hit with a torus tilted about z, by sphere tracing inside its bounding sphere."""
-    height, ring, tube, tilt = p[:, :4].unbind(-1)
+def _capsule_normal(q: Tensor, p: Tensor) -> Tensor:
+    a, ba = p[0:3], p[3:6] - p[0:3]
+    along = (_dot(q - a, ba) / _dot(ba, ba)).clamp(0, 1)
+    return (q - a - along * ba) / p[6]
+
+
+def _tilted(v: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    return torch.stack([c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]])
+
+
+def _torus(o: Tensor, d: Tensor, p: Tensor) -> Tensor:
+    """A torus tilted about z, by sphere tracing inside its bounding sphere."""
+    height, ring, tube, tilt = p[:4].unbind(0)
     c, s = torch.cos(tilt), torch.sin(tilt)
-
-    def turn(v: Tensor, sine: Tensor) -> Tensor:
-        return torch.stack(
-            [c * v[:, 0] + sine * v[:, 1], c * v[:, 1] - sine * v[:, 0], v[:, 2]], -1
-        )
-
-    center = torch.zeros_like(o)
-    center[:, 1] = height
-    q, e = turn(o - center, s), turn(d, s)
-    b = (q * e).sum(-1)
-    disc = b * b - (q * q).sum(-1) + (ring + tube) ** 2
+    q, e = _tilted(torch.stack([o[0], o[1] - height, o[2]]), c, s), _tilted(d, c, s)
+    b = _dot(q, e)
+    disc = b * b - _dot(q, q) + (ring + tube) ** 2
     root = disc.clamp(min=0).sqrt()
     t = (-b - root).clamp(min=0)
-    for _ in range(TORUS_STEPS):
-        x = q + t[:, None] * e
-        around = (x[:, 0] ** 2 + x[:, 2] ** 2).sqrt() - ring
-        t = t + ((around**2 + x[:, 1] ** 2).sqrt() - tube)
-    x = q + t[:, None] * e
-    flat = (x[:, 0] ** 2 + x[:, 2] ** 2).sqrt().clamp(min=1e-6)
-    around = flat - ring
-    gap = (around**2 + x[:, 1] ** 2).sqrt() - tube
-    normal = torch.stack([x[:, 0] * around / flat, x[:, 1], x[:, 2] * around / flat], -1)
-    normal = torch.nn.functional.normalize(turn(normal, -s), dim=-1)
-    return _ahead(t, (disc > 0) & (gap < 0.02) & (t < -b + root)), normal
+    gap = t
+    for _ in range(TORUS_STEPS + 1):
+        x = q + t * e
+        gap = (((x[0] ** 2 + x[2] ** 2).sqrt() - ring) ** 2 + x[1] ** 2).sqrt() - tube
+        t = t + gap
+    t = t - gap
+    return _ahead(t, (disc > 0) & (gap < 0.02) & (t < -b + root))
 
 
-INTERSECT = {
-    "ellipsoid": ellipsoid,
-    "box": box,
-    "cone": cone,
-    "wheel": wheel,
-    "capsule": capsule,
-    "torus": torus,
+def _torus_normal(q: Tensor, p: Tensor) -> Tensor:
+    height, ring, _, tilt = p[:4].unbind(0)
+    c, s = torch.cos(tilt), torch.sin(tilt)
+    x = _tilted(torch.stack([q[0], q[1] - height, q[2]]), c, s)
+    flat = (x[0] ** 2 + x[2] ** 2).sqrt().clamp(min=1e-6)
+    near = (flat - ring) / flat
+    return _tilted(_unit(torch.stack([x[0] * near, x[1], x[2] * near])), c, -s)
+
+
+class Surface(NamedTuple):
+    """How a kind of primitive is met: distance along rays, and the unit normal at points of it."""
+
+    distance: Callable[[Tensor, Tensor, Tensor], Tensor]
+    normal: Callable[[Tensor, Tensor], Tensor]
+
+
+INTERSECT: dict[PrimitiveKind, Surface] = {
+    "ellipsoid": Surface(_ellipsoid, _ellipsoid_normal),
+    "box": Surface(_box, _box_normal),
+    "cone": Surface(_cone, _cone_normal),
+    "wheel": Surface(_wheel, _wheel_normal),
+    "capsule": Surface(_capsule, _capsule_normal),
+    "torus": Surface(_torus, _torus_normal),
 }

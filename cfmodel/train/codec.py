@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from cfmodel.config import Experiment
 from cfmodel.io.weights import save_weights
 from cfmodel.nn.tae import TinyAutoencoder
-from cfmodel.tinyworld.render import render
 from cfmodel.train.data import Batch, contiguous_clip, world_stream
 from cfmodel.train.loop import Trainable
+from cfmodel.train.pool import Ring, render_clips
 
 LATENT_NOISE = 0.04
 LATENT_PULL = 1e-3
 EDGES = 0.5
+SQUARED = 16.0
 CHUNKS = 3
-POOL_CLIPS = 1024
+POOL_CLIPS = 4096
+FIRST_CLIPS = 2048
 RENDERED = 32
 REFILL_EVERY = 8
 
@@ -42,7 +44,7 @@ class CodecStage:
         experiment: Experiment,
         device: torch.device,
         *,
-        batch: int = 16,
+        batch: int = 32,
         workers: int = 0,
         compiled: bool = False,
         lr: float = 1.2e-3,
@@ -56,26 +58,26 @@ class CodecStage:
         clip = contiguous_clip(CHUNKS, start_share=0.2)
         rendered = min(RENDERED, 2 * batch)
         self._stream = world_stream(clip, batch=rendered, stream="codec", workers=workers)
-        self._pool: list[Tensor] = []
-        self._pick = torch.Generator().manual_seed(0)
         self._held_out = world_stream(clip, batch=min(batch, 16), stream="codec-held-out")
+        self._pool = Ring(POOL_CLIPS)
+        self._random = torch.Generator(device).manual_seed(0)
         self.frames = 0
+        while self._pool.filled < (FIRST_CLIPS if device.type == "cuda" else rendered):
+            self._refill()
 
     def _pixels(self, stream: Iterator[Batch]) -> Tensor:
-        size = self.experiment.geometry
-        batch = next(stream)
-        with torch.no_grad():
-            rgb = render(batch.tracks.to(self.device), size.height, size.width).rgb
-        self.frames += len(rgb)
-        return rgb.unflatten(0, (len(batch.clips), -1))
+        rgb = render_clips(next(stream), self.experiment.geometry, self.device)
+        self.frames += rgb.shape[0] * rgb.shape[1]
+        return rgb
+
+    def _refill(self) -> None:
+        self._pool.put({"rgb": (self._pixels(self._stream) * 255 + 0.5).to(torch.uint8)})
 
     def _clips(self, step: int) -> Tensor:
-        """A batch from a refreshed pool: rendering is dear, so a clip serves often."""
+        """A batch from a refreshed pool, so that a clip serves a few times."""
         if step % REFILL_EVERY == 0:
-            fresh = (self._pixels(self._stream) * 255 + 0.5).to(torch.uint8)
-            self._pool = [*fresh, *self._pool][:POOL_CLIPS]
-        pick = torch.randint(len(self._pool), (self.batch,), generator=self._pick).tolist()
-        return torch.stack([self._pool[k] for k in pick]).float() / 255
+            self._refill()
+        return self._pool.draw(self.batch, self._random)["rgb"].float() / 255
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One update."""
@@ -86,7 +88,7 @@ class CodecStage:
         l1, l2 = (out - rgb).abs().mean(), (out - rgb).square().mean()
         edges = sum((out.diff(dim=d) - rgb.diff(dim=d)).abs().mean() for d in (-1, -2))
         pull = (latents.square().mean() - 1).relu() + latents.mean((0, 1, 3, 4)).square().mean()
-        loss = l1 + 4 * l2 + EDGES * edges + LATENT_PULL * pull
+        loss = l1 + SQUARED * l2 + EDGES * edges + LATENT_PULL * pull
         norm = self.trainable.update(loss, progress)
         error = -10 * torch.log10(l2.detach())
         return {"loss": loss.detach(), "psnr": error, "std": latents.std().detach(), "norm": norm}

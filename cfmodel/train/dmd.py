@@ -42,6 +42,7 @@ def student_rollout(
     Source: Self Forcing, as in arXiv:2602.06028 section 6.
     """
     device = noise.device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     films = []
     for chunk in range(chunks):
         mine = text.select(chunk)
@@ -53,12 +54,12 @@ def student_rollout(
             xt = add_noise(x0, torch.randn(shape, generator=noise, device=device), sigma)
             sigma_BF = torch.full(shape[:2], sigma, device=device)
             with torch.set_grad_enabled(grad and step == exit_step):
-                v = net(xt, sigma_BF, mine, context=views).v_BFCXY
+                v = net(xt.to(dtype), sigma_BF, mine, context=views).v_BFCXY
                 x0 = x0_from_v(xt, v.float(), sigma)
         films.append(x0)
         if chunk + 1 < chunks:
             with torch.no_grad():
-                commit_chunk(net, memory, x0.detach(), _detached(mine), views)
+                commit_chunk(net, memory, x0.detach().to(dtype), _detached(mine), views)
     return torch.cat(films, 1)
 
 
@@ -67,11 +68,17 @@ def _detached(text: TextKV) -> TextKV:
 
 
 class DmdStage:
-    """Student against teacher and critic: critic every iteration, student every ``every``-th.
+    """Student against teacher and critic, on films that the student rolls out itself.
+
+    Every iteration rolls out a batch of films. The critic learns from it ``critic_updates`` times,
+    each at fresh noise; every ``every``-th batch is made with gradients and updates the student
+    first.
 
     Args:
         texts: (N, G, S, E) embedded captions of N films, one a chunk.
         guidance: weight w of ``cond + w (cond - uncond)``.
+
+    Source: arXiv:2602.06028 section 6; there ``every`` is 5 and ``critic_updates`` 1.
     """
 
     name = "dmd"
@@ -85,17 +92,19 @@ class DmdStage:
         *,
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
-        batch: int = 64,
-        every: int = 3,
+        batch: int = 192,
+        every: int = 1,
+        critic_updates: int = 3,
         guidance: float = 2.0,
         lr: float = 2e-4,
-        critic_lr: float = 2e-4,
+        critic_lr: float = 4e-4,
         teacher_shift: float = 1.0,
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         self.experiment, self.device, self.texts = experiment, device, texts
-        self.batch, self.every, self.guidance = batch, every, guidance
-        self.teacher_shift = teacher_shift
+        self.batch, self.every, self.critic_updates = batch, every, critic_updates
+        self.guidance, self.teacher_shift, self._compiled = guidance, teacher_shift, compiled
         self.empty_SE = empty_SE.to(device)
         self.chunks = texts.shape[1]
         self.flow = FewStep.from_config(experiment.sample)
@@ -113,6 +122,10 @@ class DmdStage:
     def _net(self, state: Mapping[str, Tensor]) -> VideoTransformer:
         net = VideoTransformer(self.experiment.model, self.experiment.geometry)
         net.load_state_dict(dict(state))
+        if self._compiled:
+            # All blocks are one piece of code, so this compiles once for each kind of pass.
+            for block in net.blocks:
+                block.compile()
         return net.to(self.device)
 
     def _text(self) -> Tensor:
@@ -142,14 +155,22 @@ class DmdStage:
         return sigma[:, None].expand(-1, frames)
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
-        """One critic update; every ``every``-th iteration a student update first."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            metrics = self._student_step(progress) if step % self.every == 0 else {}
-            return {**self._critic_step(progress), **metrics}
+        """One batch of films: perhaps a student update, then the critic's updates."""
+        mine = step % self.every == 0
+        # Uncached: the networks change between passes, and with them their weights' bf16 copies.
+        mixed = torch.autocast(
+            self.device.type, torch.bfloat16, self.device.type == "cuda", cache_enabled=False
+        )
+        with mixed:
+            text = self._text()
+            with torch.set_grad_enabled(mine):
+                x0 = self._film(text, grad=mine)
+            metrics = self._student_step(x0, text, progress) if mine else dict[str, Tensor]()
+            for _ in range(self.critic_updates):
+                metrics |= self._critic_step(x0.detach(), text, progress)
+            return metrics
 
-    def _student_step(self, progress: float) -> dict[str, Tensor]:
-        text = self._text()
-        x0 = self._film(text, grad=True)
+    def _student_step(self, x0: Tensor, text: Tensor, progress: float) -> dict[str, Tensor]:
         with torch.no_grad():
             sigma_BF = self._sigma(x0.shape[1])
             xt = noised(x0, self._noise(x0), sigma_BF)
@@ -162,10 +183,7 @@ class DmdStage:
         norm = self.student.update(loss, progress)
         return {"dmd": gradient.abs().mean(), "student_norm": norm, "std": x0.detach().std()}
 
-    def _critic_step(self, progress: float) -> dict[str, Tensor]:
-        text = self._text()
-        with torch.no_grad():
-            x0 = self._film(text, grad=False)
+    def _critic_step(self, x0: Tensor, text: Tensor, progress: float) -> dict[str, Tensor]:
         sigma_BF, eps = self._sigma(x0.shape[1]), self._noise(x0)
         v = _score(self.critic.module, noised(x0, eps, sigma_BF), sigma_BF, text)
         loss = flow_loss(v, x0, eps)
@@ -192,4 +210,5 @@ class DmdStage:
 
 
 def _score(net: Any, xt: Tensor, sigma_BF: Tensor, text_BGSE: Tensor) -> Tensor:
+    xt = xt.to(torch.bfloat16) if xt.is_cuda else xt
     return net(xt, sigma_BF, net.text_kv(text_BGSE)).v_BFCXY

@@ -146,7 +146,7 @@ class CausalInitStage(FlowStage):
 
 
 class _FlowLoss(nn.Module):
-    """Network and loss in one module, so that both compile together."""
+    """Network and loss in one module."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -163,5 +163,7 @@ class _FlowLoss(nn.Module):
         mask: Any = None,
     ) -> Tensor:
         text = self.net.text_kv(text_BGSE)
+        # The residual stream has the dtype of the latents; half of it is half of the traffic.
+        xt = xt.to(torch.bfloat16) if xt.is_cuda else xt
         v = self.net(xt, sigma_BF, text, positions=positions, mask=mask).v_BFCXY
         return flow_loss(v[:, -x0.shape[1] :], x0, eps)

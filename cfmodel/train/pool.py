@@ -1,6 +1,6 @@
-"""A pool of encoded clips on the device, refilled from the endless stream while it is read.
+"""Pools on the device: rings of rendered or encoded clips, refilled while they are read.
 
-Dims: N clips, B batch, F latent frames, G chunks, S text tokens, E text width.
+Dims: N clips, B batch, R pixel frames, F latent frames, G chunks, S text tokens, E text width.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +20,56 @@ EncodeText = Callable[[list[str]], Tensor]
 RENDER_BLOCK = 1536  # frames; bounds the renderer's memory
 
 
+@torch.no_grad()
+def render_clips(batch: Batch, geometry: Geometry, device: torch.device) -> Tensor:
+    """Pixels (B, R, 3, Y, X) in [0, 1] of a batch's clips, on the device."""
+    tracks = batch.tracks.to(device)
+    parts = range(0, len(tracks), RENDER_BLOCK)
+    rgb = torch.cat(
+        [render(tracks[k : k + RENDER_BLOCK], geometry.height, geometry.width).rgb for k in parts]
+    )
+    return rgb.unflatten(0, (len(batch.clips), -1))
+
+
+class Ring:
+    """Units of a few named columns, on the device: new ones take the place of the oldest.
+
+    Attributes:
+        filled: how many are held.
+        taken: how many were ever put in.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.filled, self.taken = 0, 0
+        self._columns: dict[str, Tensor] = {}
+
+    def put(self, units: dict[str, Tensor]) -> None:
+        """Adds units, equally many rows of every column."""
+        count = len(next(iter(units.values())))
+        if not self._columns:
+            self._columns = {
+                name: torch.empty(self.capacity, *x.shape[1:], dtype=x.dtype, device=x.device)
+                for name, x in units.items()
+            }
+        where = (self.taken + torch.arange(count)) % self.capacity
+        for name, column in self._columns.items():
+            column[where.to(column.device)] = units[name]
+        self.taken += count
+        self.filled = min(self.filled + count, self.capacity)
+
+    def draw(self, count: int, random: torch.Generator) -> dict[str, Tensor]:
+        """Random units, with repetition.
+
+        Raises:
+            RuntimeError: nothing was put in yet.
+        """
+        if not self.filled:
+            raise RuntimeError("the pool is empty; fill it first")
+        pick = torch.randint(self.filled, (count,), generator=random, device=random.device)
+        return {name: column[pick.to(column.device)] for name, column in self._columns.items()}
+
+
 class Latents(NamedTuple):
     """Clean latents B F C X Y and the text of each chunk B G S E."""
 
@@ -28,7 +78,7 @@ class Latents(NamedTuple):
 
 
 class LatentPool:
-    """Ring of ``capacity`` clips; every read may first put new ones in place of the oldest.
+    """Ring of encoded clips with the texts of their chunks.
 
     Args:
         stream: batches of clips of ``frames`` latents.
@@ -50,50 +100,33 @@ class LatentPool:
         seed: int,
     ) -> None:
         self._stream, self._encode, self._encode_text = stream, encode, encode_text
-        self._geometry, self._capacity, self._device = geometry, capacity, device
+        self._geometry, self._device = geometry, device
         self._random = torch.Generator(device=device).manual_seed(seed)
-        self._x0: Tensor | None = None
-        self._text: Tensor | None = None
-        self.distinct = 0
+        self._ring = Ring(capacity)
         self.frames_rendered = 0
+
+    @property
+    def distinct(self) -> int:
+        """Clips made so far."""
+        return self._ring.taken
 
     @torch.no_grad()
     def refill(self) -> None:
         """Renders, encodes and stores one batch of the stream."""
-        batch = next(self._stream)
-        x0, text = self._make(batch)
-        if self._x0 is None or self._text is None:
-            self._x0 = torch.empty(
-                (self._capacity, *x0.shape[1:]), dtype=torch.bfloat16, device=self._device
-            )
-            self._text = torch.empty(
-                (self._capacity, *text.shape[1:]), dtype=torch.bfloat16, device=self._device
-            )
-        where = (self.distinct + torch.arange(len(x0), device=self._device)) % self._capacity
-        self._x0[where] = x0.to(torch.bfloat16)
-        self._text[where] = text.to(torch.bfloat16)
-        self.distinct += len(x0)
+        x0, text = self._make(next(self._stream))
+        self._ring.put({"x0": x0.to(torch.bfloat16), "text": text.to(torch.bfloat16)})
 
     def _make(self, batch: Batch) -> Latents:
-        size = self._geometry
-        tracks = batch.tracks.to(self._device)
-        parts = range(0, len(tracks), RENDER_BLOCK)
-        rgb = torch.cat(
-            [render(tracks[k : k + RENDER_BLOCK], size.height, size.width).rgb for k in parts]
-        )
-        self.frames_rendered += len(rgb)
-        x0 = self._encode(rgb.unflatten(0, (len(batch.clips), -1)))
+        rgb = render_clips(batch, self._geometry, self._device)
+        self.frames_rendered += rgb.shape[0] * rgb.shape[1]
         texts = [text for clip in batch.clips for text in clip.texts]
         unique = sorted(set(texts))
         place = {text: k for k, text in enumerate(unique)}
         index = torch.tensor([place[text] for text in texts], device=self._device)
         embedded = self._encode_text(unique)[index]
-        return Latents(x0, embedded.unflatten(0, (len(batch.clips), -1)))
+        return Latents(self._encode(rgb), embedded.unflatten(0, (len(batch.clips), -1)))
 
     def read(self, batch: int) -> Latents:
         """Random clips of those held, float32."""
-        if self._x0 is None or self._text is None:
-            raise RuntimeError("the pool is empty; call refill() first")
-        held = min(self.distinct, self._capacity)
-        pick = torch.randint(held, (batch,), generator=self._random, device=self._device)
-        return Latents(self._x0[pick].float(), self._text[pick].float())
+        drawn = self._ring.draw(batch, self._random)
+        return Latents(drawn["x0"].float(), drawn["text"].float())

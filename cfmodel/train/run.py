@@ -185,6 +185,7 @@ def _dmd(experiment: Experiment, use: Resources, shared: dict[str, Any]) -> Stra
         experiment, use.device, texts, frozen.embed([""])[0],
         student=load_weights(_first(use, "causal-init.safetensors")).tensors,
         teacher=load_weights(_first(use, "base.safetensors")).tensors,
+        compiled=use.compiled,
         **use.given(),
     )  # fmt: skip
 

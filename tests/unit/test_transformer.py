@@ -115,7 +115,7 @@ def test_padding_of_a_ragged_view_is_not_read():
 
     def run(k, v):
         view = KVView(k, v, positions, query, valid)
-        context = [model.prepare(view, layer) for layer in range(NANO.model.layers)]
+        context = model.prepare([view] * NANO.model.layers)
         return model(*inputs, context=context).v_BFCXY
 
     clean, k2, v2 = run(k, v), k.clone(), v.clone()
@@ -188,6 +188,6 @@ def test_wrong_inputs_are_refused():
         model(x, sigma, text, context=views[:1])
     view = nano_memory(NANO.memory, 1).view(0, 3)
     with pytest.raises(ValueError, match="view of layer 0"):
-        model.prepare(dataclasses.replace(view, positions_BT=torch.zeros(1, 2)), 0)
+        model.prepare([dataclasses.replace(view, positions_BT=torch.zeros(1, 2))])
     with pytest.raises(ValueError, match="one frame deep"):
         VideoTransformer(NANO.model, Geometry(height=64, width=64, patch=(2, 2, 2)))

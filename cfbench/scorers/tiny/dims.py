@@ -48,7 +48,7 @@ SOURCES: Mapping[str, str] = {
     "dino_first": "cosine to the first frame, place features",
     "clip_f": "cosine to the first frame, text-aligned features",
     "clip_t": "cosine to the segment's caption",
-    "visible_share": "share of the largest subject in view, where one is due",
+    "visible_share": "share of the tallest subject in view, where one is due",
     "flow_median": "median flow in pixels between frames 1/8 s apart",
 }
 

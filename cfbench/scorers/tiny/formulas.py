@@ -76,7 +76,7 @@ def aesthetic(luma_RYX: Floats, box_R4: Floats, found: Flags) -> Floats:
 
     Args:
         luma_RYX: brightness in [0, 1].
-        box_R4: left, top, right, bottom of the largest detection, in [0, 1].
+        box_R4: left, top, right, bottom of the tallest detection, in [0, 1].
         found: whether there is one.
     """
     contrast = (luma_RYX.std((1, 2)) / GOOD_CONTRAST).clip(max=1)

@@ -26,7 +26,9 @@ OWNED = 0.35
 
 @dataclass
 class Readings:
-    """What N frames show. Detections are sorted by the area of their boxes; ``score`` 0 is none.
+    """What N frames show. Detections go from tall to low; ``score`` 0 is none.
+
+    The main subject is the tallest in view: others are smaller and behind it, yet may be wider.
 
     ``shape``, ``color`` and ``marking`` (N, K) index the world's lists; ``box`` (N, K, 4) is left,
     top, right, bottom in [0, 1]; ``share`` (N, K) how much of the subject is in view; ``ground``
@@ -76,7 +78,7 @@ def decode(output: ReaderOutput) -> Readings:
     box = (at(output.box) + at(centre)).clamp(0, 1)
     score = score * (score >= MIN_SCORE)
     score = score * ~_repeated(box, score)
-    order = (_area(box) * (score > 0)).argsort(1, descending=True)
+    order = ((box[..., 3] - box[..., 1]) * (score > 0)).argsort(1, descending=True)
     pick = order[..., None].expand(-1, -1, 4)
     return Readings(
         score=score.gather(1, order),

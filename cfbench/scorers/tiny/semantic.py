@@ -271,7 +271,7 @@ def attributes(c: Case) -> dict[str, Verdict]:
     """``attr_shape``, ``attr_color``, ``attr_ground``, ``attr_sky``.
 
     Over frames in which the script wants the subject in view and the reader sees at least 60 % of
-    the largest detection: the share where the named attribute is read right. A film that never
+    the tallest detection: the share where the named attribute is read right. A film that never
     shows its subject counts 0. The two windows are the first and the last 5 s.
     """
     clear = (c.score[:, 0] > 0) & (c.share[:, 0] >= CLEAR)

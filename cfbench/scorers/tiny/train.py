@@ -21,39 +21,12 @@ from cfmodel.io.codec import TaeCodec, tae_codec
 from cfmodel.io.weights import load_weights
 from cfmodel.presets import preset
 from cfmodel.train.loop import Trainable, train
+from cfmodel.train.pool import Ring
 
 logger = logging.getLogger(__name__)
 
 CPU_SHARE = 16
 HELD_OUT_BATCHES = 8
-
-
-class Pool:
-    """A ring of rendered units on the device, so that each is used several times."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.filled, self.at = 0, 0
-        self.columns: Batch = {}
-
-    def put(self, units: Batch) -> None:
-        """Adds units, over the oldest ones when full."""
-        count = len(next(iter(units.values())))
-        if not self.columns:
-            self.columns = {
-                name: torch.empty(self.size, *x.shape[1:], dtype=x.dtype, device=x.device)
-                for name, x in units.items()
-            }
-        where = (self.at + torch.arange(count)) % self.size
-        for name, column in self.columns.items():
-            column[where.to(column.device)] = units[name]
-        self.at = (self.at + count) % self.size
-        self.filled = min(self.filled + count, self.size)
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Distinct random units, at most ``count``."""
-        order = torch.randperm(self.filled, generator=generator, device=generator.device)
-        return {name: column[order[:count]] for name, column in self.columns.items()}
 
 
 class Stage:
@@ -85,7 +58,7 @@ class Stage:
         self.net = Trainable(net, lr=self.recipe.lr, ema=0.995, warmup=100, weight_decay=0.02)
         self.module = torch.compile(net) if compiled else net
         self.generator = torch.Generator(device).manual_seed(seed_for("scorer-noise", name) % 2**31)
-        self.pool = Pool(self.recipe.pool)
+        self.pool = Ring(self.recipe.pool)
         self.pool.put(self._prepared(first))
         while self.pool.filled < min(2 * self.recipe.batch, self.recipe.pool):
             self.pool.put(self._prepared(next(self.stream)))
