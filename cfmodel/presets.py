@@ -54,7 +54,7 @@ def ours(family: Family) -> Experiment:
                 family=family,
                 geometry=Geometry(height=80, width=128),
                 model=ModelConfig(
-                    layers=8, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
+                    layers=6, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
                 ),
                 memory=MemoryConfig(decision="shared"),
                 sample=SampleConfig(shift=1.0),

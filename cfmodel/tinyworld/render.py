@@ -7,6 +7,7 @@ on a grid ``OVERSAMPLING`` times finer than the pixels, ground and sky once a pi
 smooth).
 """
 
+import functools
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cfmodel.tinyworld.shade import Skin, View, background, camera, shade
-from cfmodel.tinyworld.solids import INTERSECT, MISS, SOLIDS, PrimitiveKind, Surface
+from cfmodel.tinyworld.solids import INTERSECT, MISS, SOLIDS, Primitive, PrimitiveKind, Surface
 from cfmodel.tinyworld.tracks import INSTANCES, KINDS, Tracks
 
 OVERSAMPLING = 2
@@ -104,58 +105,62 @@ class _Table(NamedTuple):
     rays: Tensor
 
 
-def _primitives(tracks: Tracks, view: View) -> dict[PrimitiveKind, _Table]:
-    """Rows of primitives by kind."""
-    device = tracks.camera.device
-    rows: dict[PrimitiveKind, list[_Table]] = {}
-    for index, name in enumerate(KINDS):
-        frame, instance = (tracks.kind == index).nonzero(as_tuple=True)
-        if not len(frame):
-            continue
-        place = _place(tracks, view, frame, instance)
+class _Parts(NamedTuple):
+    """Primitives of one kind over all sorts of instances (S): what no pose changes.
+
+    ``middle`` is the centre of the sphere of ``radius`` around a primitive, ``corners`` (8, S, 3)
+    those of a box, in the instance's own frame.
+    """
+
+    sort: Tensor
+    numbers: Tensor
+    swing: Tensor
+    paint: Tensor
+    middle: Tensor
+    radius: Tensor
+    corners: Tensor
+
+
+@functools.cache
+def _parts(device: torch.device) -> dict[PrimitiveKind, _Parts]:
+    rows: dict[PrimitiveKind, list[tuple[int, Primitive]]] = {}
+    for sort, name in enumerate(KINDS):
         for solid in SOLIDS[name]:
-            numbers = torch.zeros(_PARAMETERS, len(frame), device=device)
-            numbers[: len(solid.numbers)] = torch.tensor(solid.numbers, device=device)[:, None]
-            if solid.swing:
-                numbers[3] += solid.swing * torch.sin(6 * tracks.gait[frame, instance])
-            middle, radius = solid.bound()
-            color = (-1.0, -1.0, -1.0) if solid.paint == "body" else solid.paint
-            table = _Table(
-                frame=frame,
-                instance=instance,
-                paint=torch.tensor(color, device=device).expand(len(frame), 3),
-                center=place.to_world(middle),
-                radius=radius * place.scale,
-                corners=_corners(solid.extent(), place),
-                rays=torch.cat([place.rays, numbers]),
-            )
-            rows.setdefault(solid.kind, []).append(table)
-    return {kind: _joined(tables) for kind, tables in rows.items()}
+            rows.setdefault(solid.kind, []).append((sort, solid))
+    return {kind: _gathered(found, device) for kind, found in rows.items()}
 
 
-def _joined(tables: list[_Table]) -> _Table:
-    along = {"corners": 1, "rays": 1}
-    columns = zip(_Table._fields, zip(*tables, strict=True), strict=True)
-    return _Table(*(torch.cat(parts, along.get(name, 0)) for name, parts in columns))
+def _gathered(found: list[tuple[int, Primitive]], device: torch.device) -> _Parts:
+    solids = [solid for _, solid in found]
+    padded = [(*s.numbers, *[0.0] * (_PARAMETERS - len(s.numbers))) for s in solids]
+    extents = torch.tensor([s.extent() for s in solids])
+    corners = extents[:, 0] + torch.tensor(_CORNERS)[:, None] * extents[:, 1]
+    columns = (
+        torch.tensor([sort for sort, _ in found]),
+        torch.tensor(padded),
+        torch.tensor([s.swing for s in solids]),
+        torch.tensor([(-1.0, -1.0, -1.0) if s.paint == "body" else s.paint for s in solids]),
+        torch.tensor([s.bound()[0] for s in solids]),
+        torch.tensor([s.bound()[1] for s in solids]),
+        corners,
+    )
+    return _Parts(*(column.to(device) for column in columns))
 
 
-class _Place(NamedTuple):
-    """Pose of the instances of some rows, and the camera as they see it."""
-
-    position: Tensor
-    turn: tuple[Tensor, Tensor]
-    scale: Tensor
-    rays: Tensor
-
-    def to_world(self, local: tuple[float, float, float]) -> Tensor:
-        """World places (R, 3) of one local point."""
-        c, s = self.turn
-        x, y, z = local
-        turned = torch.stack([x * c + z * s, torch.full_like(c, y), z * c - x * s], -1)
-        return self.position + turned * self.scale[:, None]
+def _primitives(tracks: Tracks, view: View) -> dict[PrimitiveKind, _Table]:
+    """Rows of primitives by kind; kinds that no instance has are left out."""
+    tables: dict[PrimitiveKind, _Table] = {}
+    for kind, parts in _parts(tracks.camera.device).items():
+        frame, instance, part = (tracks.kind[..., None] == parts.sort).nonzero(as_tuple=True)
+        if len(frame):
+            tables[kind] = _table(tracks, view, parts, (frame, instance, part))
+    return tables
 
 
-def _place(tracks: Tracks, view: View, frame: Tensor, instance: Tensor) -> _Place:
+def _table(
+    tracks: Tracks, view: View, parts: _Parts, rows: tuple[Tensor, Tensor, Tensor]
+) -> _Table:
+    frame, instance, part = rows
     yaw, scale = tracks.yaw[frame, instance], tracks.scale[frame, instance]
     position, axes = tracks.position[frame, instance], view.axes[frame]
     c, s = torch.cos(yaw), torch.sin(yaw)
@@ -164,18 +169,24 @@ def _place(tracks: Tracks, view: View, frame: Tensor, instance: Tensor) -> _Plac
         x, y, z = v.unbind(-1)
         return [x * c - z * s, y, z * c + x * s]
 
+    def world(v: Tensor) -> Tensor:
+        x, y, z = v.unbind(-1)
+        turned = torch.stack([x * c + z * s, y, z * c - x * s], -1)
+        return position + turned * scale[:, None]
+
     origin = local((view.origin[frame] - position) / scale[:, None])
     rays = [*origin, *local(axes[:, 0]), *local(axes[:, 1]), *local(axes[:, 2]), scale]
-    return _Place(position, (c, s), scale, torch.stack(rays))
-
-
-def _corners(extent: tuple[tuple[float, ...], tuple[float, ...]], place: _Place) -> Tensor:
-    middle, half = extent
-    points = (
-        (middle[0] + x * half[0], middle[1] + y * half[1], middle[2] + z * half[2])
-        for x, y, z in _CORNERS
+    numbers = parts.numbers[part].T.contiguous()
+    numbers[3] += parts.swing[part] * torch.sin(6 * tracks.gait[frame, instance])
+    return _Table(
+        frame=frame,
+        instance=instance,
+        paint=parts.paint[part],
+        center=world(parts.middle[part]),
+        radius=parts.radius[part] * scale,
+        corners=world(parts.corners[:, part]),
+        rays=torch.cat([torch.stack(rays), numbers]),
     )
-    return torch.stack([place.to_world(point) for point in points])
 
 
 class _Hits(NamedTuple):

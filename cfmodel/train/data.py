@@ -28,10 +28,16 @@ class Clip:
 
 @dataclass
 class Batch:
-    """Clips of equal length; ``tracks`` are their frames one clip after the other."""
+    """Clips of equal length: the text of each chunk, and all frames one clip after the other.
 
-    clips: list[Clip]
+    What a worker sends is few large tensors: each one costs the receiver, however small it is.
+    """
+
+    texts: list[tuple[str, ...]]
     tracks: Tracks
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 def contiguous_clip(chunks: int, start_share: float = 0.3) -> Callable[[int], Clip]:
@@ -83,7 +89,7 @@ class _Endless(IterableDataset[Batch]):
         while True:
             seeds = [seed_for(self.stream, number * self.batch + k) for k in range(self.batch)]
             clips = [self.sample(seed) for seed in seeds]
-            yield Batch(clips, stack([clip.tracks for clip in clips]))
+            yield Batch([clip.texts for clip in clips], stack([clip.tracks for clip in clips]))
             number += workers
 
 

@@ -20,6 +20,7 @@ from cfmodel.train.losses import flow_loss, noised
 from cfmodel.train.pool import LatentPool
 
 EMPTY_SHARE = 0.1
+CONTEXT_NOISE = 0.2
 
 
 class FlowStage:
@@ -41,7 +42,7 @@ class FlowStage:
         lr: float,
         shift: float = 1.0,
         init: Mapping[str, Tensor] | None = None,
-        refill_every: int = 20,
+        refill_every: int = 10,
         clips: int = 20_000,
         compiled: bool = False,
         seed: int = 0,
@@ -77,10 +78,13 @@ class FlowStage:
         if step % self.refill_every == 0 and self.pool.distinct < self.clips:
             self.pool.refill()
         x0, eps, text = self._draw()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._objective(x0, eps, text)
+        loss = self._mixed(x0, eps, text)
         norm = self.trainable.update(loss, progress)
         return {"loss": loss.detach(), "norm": norm}
+
+    def _mixed(self, x0: Tensor, eps: Tensor, text: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self._objective(x0, eps, text)
 
     def _objective(self, x0: Tensor, eps: Tensor, text: Tensor) -> Tensor:
         """Bidirectional: one noise level for all frames of a clip."""
@@ -93,7 +97,7 @@ class FlowStage:
         """The averaged network's loss on a fixed draw, and how many clips were shown."""
         live, self._loss = self._loss, _FlowLoss(self.trainable.ema)
         random, self._random = self._random, torch.Generator(self.device).manual_seed(1)
-        losses = [self._objective(*self._draw()).item() for _ in range(4)]
+        losses = [self._mixed(*self._draw()).item() for _ in range(4)]
         self._loss, self._random = live, random
         return {
             "flow_loss": sum(losses) / len(losses),
@@ -112,6 +116,9 @@ class FlowStage:
 
 class CausalInitStage(FlowStage):
     """Teacher forcing: every chunk is denoised given the clean chunks before it, in one pass.
+
+    The clean chunks carry a little noise, from none to ``CONTEXT_NOISE``, since a student's own
+    chunks are not perfect either.
 
     Source: the causal initialisation that Self Forcing and Context Forcing begin from; the noise
     level is drawn per chunk.
@@ -134,8 +141,10 @@ class CausalInitStage(FlowStage):
             )
         sigma_BG = shift_sigma(self._uniform(len(x0), frames // chunk), self.shift)
         sigma_BF = sigma_BG.repeat_interleave(chunk, 1)
+        spread = CONTEXT_NOISE * self._uniform(len(x0), 1, 1, 1, 1)
+        context = x0 + spread * torch.randn(x0.shape, generator=self._random, device=self.device)
         return self._loss(
-            torch.cat([x0, noised(x0, eps, sigma_BF)], 1),
+            torch.cat([context, noised(x0, eps, sigma_BF)], 1),
             torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1),
             torch.cat([text, text], 1),
             x0,

@@ -149,6 +149,8 @@ def train(
             if save_every_s and time.monotonic() - saved_at > save_every_s:
                 saved_at = time.monotonic()
                 strategy.save(out, {"stage": strategy.name, "steps": step, "partial": True})
+    # Before anything else can fail, keep what the budget bought.
+    strategy.save(out, {"stage": strategy.name, "steps": step, "partial": True})
     record: dict[str, Any] = {
         "stage": strategy.name,
         "steps": step,

@@ -17,7 +17,7 @@ Encode = Callable[[Tensor], Tensor]
 EncodeText = Callable[[list[str]], Tensor]
 
 
-RENDER_BLOCK = 1536  # frames; bounds the renderer's memory
+RENDER_BLOCK = 3072  # frames; bounds the renderer's memory
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def render_clips(batch: Batch, geometry: Geometry, device: torch.device) -> Tens
     rgb = torch.cat(
         [render(tracks[k : k + RENDER_BLOCK], geometry.height, geometry.width).rgb for k in parts]
     )
-    return rgb.unflatten(0, (len(batch.clips), -1))
+    return rgb.unflatten(0, (len(batch), -1))
 
 
 class Ring:
@@ -119,12 +119,12 @@ class LatentPool:
     def _make(self, batch: Batch) -> Latents:
         rgb = render_clips(batch, self._geometry, self._device)
         self.frames_rendered += rgb.shape[0] * rgb.shape[1]
-        texts = [text for clip in batch.clips for text in clip.texts]
+        texts = [text for clip in batch.texts for text in clip]
         unique = sorted(set(texts))
         place = {text: k for k, text in enumerate(unique)}
         index = torch.tensor([place[text] for text in texts], device=self._device)
         embedded = self._encode_text(unique)[index]
-        return Latents(self._encode(rgb), embedded.unflatten(0, (len(batch.clips), -1)))
+        return Latents(self._encode(rgb), embedded.unflatten(0, (len(batch), -1)))
 
     def read(self, batch: int) -> Latents:
         """Random clips of those held, float32."""

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 Stage = Literal["codec", "text", "base", "causal-init", "dmd"]
 CLIP_CHUNKS = 7
 TEXT_CLIPS = 8192
+SAVE_EVERY_S = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,11 @@ def run(
     for k, stage in enumerate(stages):
         strategy = STAGES[stage](experiment, use, shared)
         records[stage] = train(
-            strategy, use.out, steps=steps, seconds=seconds[k] if seconds else None
+            strategy,
+            use.out,
+            steps=steps,
+            seconds=seconds[k] if seconds else None,
+            save_every_s=SAVE_EVERY_S,
         )
     return records
 
@@ -175,7 +180,7 @@ def _dmd(experiment: Experiment, use: Resources, shared: dict[str, Any]) -> Stra
         workers=use.workers,
     )
     count = min(TEXT_CLIPS, use.capacity)
-    rows = [clip.texts for _ in range(count // use.render) for clip in next(stream).clips]
+    rows = [texts for _ in range(count // use.render) for texts in next(stream).texts]
     unique = sorted({text for row in rows for text in row})
     place = {text: k for k, text in enumerate(unique)}
     embedded = frozen.embed(unique)
