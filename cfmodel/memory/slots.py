@@ -67,6 +67,10 @@ class SlotMemory:
     frames of the sink are not held twice. The first latent of a promoted chunk is copied to slow
     memory, and stays in fast memory too until it leaves the window.
 
+    Args:
+        padded: views always show every slot of the buffer, absent ones masked, so that all chunks
+            of a film have one shape; for compiled training, not for an endless memory.
+
     Attributes:
         promotions: every test of a candidate so far.
 
@@ -83,7 +87,10 @@ class SlotMemory:
         batch: int,
         device: torch.device | str,
         dtype: torch.dtype,
+        padded: bool = False,
     ) -> None:
+        if padded and config.fast is None:
+            raise ValueError("memory.fast=None has no fixed size; use padded=False")
         if batch < 1:
             raise ValueError(f"batch={batch}: expected at least one film")
         if config.fast is not None and config.fast < geometry.chunk:
@@ -95,6 +102,7 @@ class SlotMemory:
         self.geometry = geometry
         self.batch = batch
         self.layers = model.layers
+        self._padded = padded
         self._device = torch.device(device)
         chunk = geometry.chunk
         self._past = None if config.fast is None else config.fast - chunk
@@ -317,6 +325,8 @@ class SlotMemory:
         queries_BF: Tensor,
         present_BT: Tensor,
     ) -> _Layout:
+        if self._padded:
+            return _Layout(self._k.shape[2], positions_BT, queries_BF, present_BT)
         held = {film.present for film in films}
         used = [slot for slot in range(self._k.shape[2]) if any(film[slot] for film in held)]
         slots = len(used)

@@ -39,19 +39,20 @@ def main(
 
     from cfmodel.presets import preset as find
     from cfmodel.train import run as runs
+    from cfmodel.train.stages import STAGES, Resources
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    unknown = [stage for stage in stages if stage not in runs.STAGES]
+    unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or (seconds and len(seconds) != len(stages)):
         typer.echo(
             f"stages {stages} with {len(seconds or [])} budgets: expected stages of "
-            f"{', '.join(runs.STAGES)}, and one --seconds each",
+            f"{', '.join(STAGES)}, and one --seconds each",
             err=True,
         )
         raise typer.Exit(2)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    use = runs.Resources(
+    use = Resources(
         out=out,
         assets=assets or Path(runs.__file__).parents[1] / "assets" / "tiny",
         device=torch.device(chosen),

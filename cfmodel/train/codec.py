@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cfmodel.config import Experiment
 from cfmodel.io.weights import save_weights
 from cfmodel.nn.tae import TinyAutoencoder
-from cfmodel.train.data import Batch, contiguous_clip, world_stream
+from cfmodel.train.data import Batch, contiguous_clips, world_stream
 from cfmodel.train.loop import Trainable
 from cfmodel.train.pool import Ring, render_clips
 
@@ -55,7 +55,7 @@ class CodecStage:
         self._forward: nn.Module | Any = _Roundtrip(self.net)
         if compiled:
             self._forward = torch.compile(self._forward)
-        clip = contiguous_clip(CHUNKS, start_share=0.2)
+        clip = contiguous_clips(CHUNKS, start_share=0.2)
         rendered = min(RENDERED, 2 * batch)
         self._stream = world_stream(clip, batch=rendered, stream="codec", workers=workers)
         self._held_out = world_stream(clip, batch=min(batch, 16), stream="codec-held-out")

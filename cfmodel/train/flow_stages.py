@@ -1,54 +1,111 @@
-"""Stages ``base`` and ``causal-init``: flow matching, bidirectional and teacher-forced.
+"""Flow matching on pools of clips: one stage, and what it is trained to do as an ``Objective``.
 
-Dims: B batch, F latent frames, G chunks, S text tokens, E text width.
+``base`` is bidirectional, ``causal-init`` teacher-forced; the context teacher's objective is in
+``cfmodel.train.teacher``.
+
+Dims: B batch, F latent frames, G texts, S text tokens, E text width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cfmodel.config import Experiment
+from cfmodel.config import Experiment, Geometry
 from cfmodel.flow import shift_sigma
 from cfmodel.io.weights import save_weights
-from cfmodel.nn.masks import frame_mask, teacher_forcing
+from cfmodel.nn.masks import Mask, frame_mask, teacher_forcing
 from cfmodel.nn.transformer import VideoTransformer
+from cfmodel.train.draws import Draws
 from cfmodel.train.loop import Trainable
 from cfmodel.train.losses import flow_loss, noised
-from cfmodel.train.pool import LatentPool
+from cfmodel.train.pool import Units
 
 EMPTY_SHARE = 0.1
 CONTEXT_NOISE = 0.2
+EVALUATIONS = 4
+
+ObjectiveNet = Any
+"""A ``VideoTransformer``, perhaps wrapped."""
+
+
+class Objective(Protocol):
+    """What a flow stage minimises."""
+
+    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
+        """The loss of a batch; called under autocast."""
+        ...
+
+    def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
+        """Held-out figures of a batch; called under autocast, without gradient."""
+        ...
+
+
+class Pool(Protocol):
+    """Where clips come from."""
+
+    @property
+    def distinct(self) -> int:
+        """Clips made so far."""
+        ...
+
+    def refill(self) -> None:
+        """Makes new clips."""
+        ...
+
+    def read(self, batch: int) -> Units:
+        """Random clips."""
+        ...
 
 
 class FlowStage:
-    """What both stages share: the pool, the network, dropped prompts, and keeping weights.
+    """A network trained on clips of a pool, a tenth of them with empty texts.
 
-    ``refill_every`` steps the pool takes in a batch of new clips until ``clips`` have been shown.
+    Args:
+        name: of the stage, and of its weights file.
+        objective: what is minimised.
+        experiment: gives the sizes of the network.
+        device: where all of it is.
+        pool: of clips.
+        held_out: makes units that no pool holds, for the figures.
+        empty_SE: the embedded empty text.
+        batch: clips a step.
+        lr: peak learning rate.
+        init: weights to begin with; None is a random network.
+        refill_every: steps after which the pool takes in new clips, until it has shown ``clips``.
+        clips: see there.
+        compiled: compile the blocks.
+        seed: of weights and draws.
     """
-
-    name = "base"
 
     def __init__(
         self,
+        name: str,
+        objective: Objective,
         experiment: Experiment,
         device: torch.device,
-        pool: LatentPool,
+        pool: Pool,
+        held_out: Callable[[], Units],
         empty_SE: Tensor,
         *,
         batch: int,
         lr: float,
-        shift: float = 1.0,
         init: Mapping[str, Tensor] | None = None,
         refill_every: int = 10,
-        clips: int = 20_000,
+        clips: int = 20_480,
         compiled: bool = False,
         seed: int = 0,
     ) -> None:
-        self.experiment, self.device, self.pool, self.batch = experiment, device, pool, batch
-        self.shift, self.refill_every, self.clips = shift, refill_every, clips
+        self.name, self.objective, self.experiment, self.device = (
+            name,
+            objective,
+            experiment,
+            device,
+        )
+        self.pool, self.held_out, self.batch = pool, held_out, batch
+        self.refill_every, self.clips = refill_every, clips
         self.empty_SE = empty_SE.to(device)
         self.net = VideoTransformer(experiment.model, experiment.geometry)
         self.net.reset_parameters(seed)
@@ -56,54 +113,38 @@ class FlowStage:
             self.net.load_state_dict(dict(init))
         self.net.to(device)
         self.trainable = Trainable(self.net, lr=lr, ema=0.999, warmup=300)
-        self._random = torch.Generator(device=device).manual_seed(seed)
-        self._loss: Any = _FlowLoss(self.net)
+        self.draws = Draws(device, seed)
         if compiled:
             # All blocks are one piece of code, so this compiles once.
             for block in self.net.blocks:
                 block.compile()
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean latents, their noise, and texts of which a tenth are empty."""
-        x0, text = self.pool.read(self.batch)
-        eps = torch.randn(x0.shape, generator=self._random, device=self.device)
-        empty = self._uniform(len(x0)) < EMPTY_SHARE
-        return x0, eps, torch.where(empty[:, None, None, None], self.empty_SE, text)
-
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self._random, device=self.device)
-
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One update, and now and then new clips."""
         if step % self.refill_every == 0 and self.pool.distinct < self.clips:
             self.pool.refill()
-        x0, eps, text = self._draw()
-        loss = self._mixed(x0, eps, text)
+        units = self.pool.read(self.batch)
+        empty = self.draws.chance(EMPTY_SHARE, len(units["text"]))[:, None, None, None]
+        units["text"] = torch.where(empty, self.empty_SE, units["text"])
+        with self._mixed():
+            loss = self.objective.loss(self.net, units, self.draws)
         norm = self.trainable.update(loss, progress)
         return {"loss": loss.detach(), "norm": norm}
 
-    def _mixed(self, x0: Tensor, eps: Tensor, text: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self._objective(x0, eps, text)
-
-    def _objective(self, x0: Tensor, eps: Tensor, text: Tensor) -> Tensor:
-        """Bidirectional: one noise level for all frames of a clip."""
-        sigma_B = shift_sigma(self._uniform(len(x0)), self.shift)
-        sigma_BF = sigma_B[:, None].expand(-1, x0.shape[1])
-        return self._loss(noised(x0, eps, sigma_BF), sigma_BF, text, x0, eps)
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The averaged network's loss on a fixed draw, and how many clips were shown."""
-        live, self._loss = self._loss, _FlowLoss(self.trainable.ema)
-        random, self._random = self._random, torch.Generator(self.device).manual_seed(1)
-        losses = [self._mixed(*self._draw()).item() for _ in range(4)]
-        self._loss, self._random = live, random
-        return {
-            "flow_loss": sum(losses) / len(losses),
-            "distinct_clips": float(self.pool.distinct),
-            "frames_rendered": float(self.pool.frames_rendered),
-        }
+        """The averaged network's figures on held-out clips, and how many clips were shown."""
+        draws, found = Draws(self.device, 1), dict[str, list[float]]()
+        for _ in range(EVALUATIONS if self.device.type == "cuda" else 1):
+            with self._mixed():
+                each = self.objective.figures(self.trainable.ema, self.held_out(), draws)
+            for name, value in each.items():
+                found.setdefault(name, []).append(float(value))
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        return {**means, "distinct_clips": float(self.pool.distinct)}
 
     def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
         """Writes the averaged weights."""
@@ -114,65 +155,72 @@ class FlowStage:
         return [path]
 
 
-class CausalInitStage(FlowStage):
-    """Teacher forcing: every chunk is denoised given the clean chunks before it, in one pass.
+def half_traffic(x: Tensor) -> Tensor:
+    """Latents as they enter a network in training: bfloat16 on CUDA, under autocast.
 
-    The clean chunks carry a little noise, from none to ``CONTEXT_NOISE``, since a student's own
-    chunks are not perfect either.
+    The residual stream has the dtype of the latents; half of it is half of the memory traffic.
+    """
+    return x.to(torch.bfloat16) if x.is_cuda else x
 
-    Source: the causal initialisation that Self Forcing and Context Forcing begin from; the noise
-    level is drawn per chunk.
+
+class Bidirectional:
+    """One noise level for all frames of a clip, every frame sees every other."""
+
+    def __init__(self, shift: float = 1.0) -> None:
+        self.shift = shift
+
+    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
+        """Mean squared error of the flow."""
+        x0 = units["x0"]
+        eps, sigma_B = draws.like(x0), shift_sigma(draws.uniform(len(x0)), self.shift)
+        sigma_BF = sigma_B[:, None].expand(-1, x0.shape[1])
+        xt = half_traffic(noised(x0, eps, sigma_BF))
+        return flow_loss(net(xt, sigma_BF, net.text_kv(units["text"])).v_BFCXY, x0, eps)
+
+    def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
+        """The same loss."""
+        return {"flow_loss": self.loss(net, units, draws)}
+
+
+class TeacherForcing:
+    """Every chunk is denoised given the clean chunks before it, all in one pass.
+
+    The noise level is drawn per chunk. The clean chunks carry a little noise, from none to
+    ``CONTEXT_NOISE``, since a student's own chunks are not perfect either.
+
+    Source: the causal initialisation that Self Forcing and Context Forcing begin from.
     """
 
-    name = "causal-init"
+    def __init__(self, geometry: Geometry, shift: float = 1.0) -> None:
+        self.geometry, self.shift = geometry, shift
+        self._masks: dict[int, Mask] = {}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._mask = None
+    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
+        """Mean squared error of the flow of the noisy half."""
+        spread = CONTEXT_NOISE * draws.uniform(len(units["x0"]), 1, 1, 1, 1)
+        return self._loss(net, units, draws, spread)
 
-    def _objective(self, x0: Tensor, eps: Tensor, text: Tensor) -> Tensor:
-        frames, chunk = x0.shape[1], self.experiment.geometry.chunk
-        if self._mask is None:
-            self._mask = frame_mask(
-                teacher_forcing(frames, chunk),
-                2 * frames,
-                self.experiment.geometry.tokens_per_frame,
-                device=self.device,
-            )
-        sigma_BG = shift_sigma(self._uniform(len(x0), frames // chunk), self.shift)
+    def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
+        """The loss with a clean context."""
+        return {"flow_loss": self._loss(net, units, draws, units["x0"].new_zeros(()))}
+
+    def _loss(self, net: ObjectiveNet, units: Units, draws: Draws, spread: Tensor) -> Tensor:
+        x0, text, chunk = units["x0"], units["text"], self.geometry.chunk
+        batch, frames = x0.shape[:2]
+        if frames not in self._masks:
+            self._masks[frames] = frame_mask(
+                teacher_forcing(frames, chunk), 2 * frames, self.geometry.tokens_per_frame,
+                device=x0.device,
+            )  # fmt: skip
+        eps = draws.like(x0)
+        sigma_BG = shift_sigma(draws.uniform(batch, frames // chunk), self.shift)
         sigma_BF = sigma_BG.repeat_interleave(chunk, 1)
-        spread = CONTEXT_NOISE * self._uniform(len(x0), 1, 1, 1, 1)
-        context = x0 + spread * torch.randn(x0.shape, generator=self._random, device=self.device)
-        return self._loss(
-            torch.cat([context, noised(x0, eps, sigma_BF)], 1),
+        context = x0 + spread * draws.like(x0)
+        v = net(
+            half_traffic(torch.cat([context, noised(x0, eps, sigma_BF)], 1)),
             torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1),
-            torch.cat([text, text], 1),
-            x0,
-            eps,
-            positions=torch.arange(frames, device=self.device).repeat(2),
-            mask=self._mask,
-        )
-
-
-class _FlowLoss(nn.Module):
-    """Network and loss in one module."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net: Any = net
-
-    def forward(
-        self,
-        xt: Tensor,
-        sigma_BF: Tensor,
-        text_BGSE: Tensor,
-        x0: Tensor,
-        eps: Tensor,
-        positions: Tensor | None = None,
-        mask: Any = None,
-    ) -> Tensor:
-        text = self.net.text_kv(text_BGSE)
-        # The residual stream has the dtype of the latents; half of it is half of the traffic.
-        xt = xt.to(torch.bfloat16) if xt.is_cuda else xt
-        v = self.net(xt, sigma_BF, text, positions=positions, mask=mask).v_BFCXY
-        return flow_loss(v[:, -x0.shape[1] :], x0, eps)
+            net.text_kv(torch.cat([text, text], 1)),
+            positions=torch.arange(frames, device=x0.device).repeat(2),
+            mask=self._masks[frames],
+        ).v_BFCXY
+        return flow_loss(v[:, frames:], x0, eps)

@@ -1,38 +1,44 @@
 """Pools on the device: rings of rendered or encoded clips, refilled while they are read.
 
-Dims: N clips, B batch, R pixel frames, F latent frames, G chunks, S text tokens, E text width.
+Dims: B clips, R pixel frames, F latent frames, G texts, S text tokens, E text width.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from cfmodel.config import Geometry
 from cfmodel.tinyworld.render import render
-from cfmodel.train.data import Batch
+from cfmodel.tinyworld.tracks import Tracks
+from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET, Batch, ContextBatch
+from cfmodel.train.draws import Draws
 
-Encode = Callable[[Tensor], Tensor]
-EncodeText = Callable[[list[str]], Tensor]
-
+Units = dict[str, Tensor]
+"""Equally many rows of a few named columns."""
 
 RENDER_BLOCK = 3072  # frames; bounds the renderer's memory
 
+T = TypeVar("T")
+
 
 @torch.no_grad()
+def pixels(tracks: Tracks, geometry: Geometry, device: torch.device) -> Tensor:
+    """Pixels (N, 3, Y, X) in [0, 1] of frames, on the device."""
+    there = tracks.to(device)
+    size = (geometry.height, geometry.width)
+    parts = range(0, len(there), RENDER_BLOCK)
+    return torch.cat([render(there[k : k + RENDER_BLOCK], *size).rgb for k in parts])
+
+
 def render_clips(batch: Batch, geometry: Geometry, device: torch.device) -> Tensor:
     """Pixels (B, R, 3, Y, X) in [0, 1] of a batch's clips, on the device."""
-    tracks = batch.tracks.to(device)
-    parts = range(0, len(tracks), RENDER_BLOCK)
-    rgb = torch.cat(
-        [render(tracks[k : k + RENDER_BLOCK], geometry.height, geometry.width).rgb for k in parts]
-    )
-    return rgb.unflatten(0, (len(batch), -1))
+    return pixels(batch.tracks, geometry, device).unflatten(0, (len(batch), -1))
 
 
 class Ring:
-    """Units of a few named columns, on the device: new ones take the place of the oldest.
+    """Units on a device: new ones take the place of the oldest.
 
     Attributes:
         filled: how many are held.
@@ -42,10 +48,10 @@ class Ring:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.filled, self.taken = 0, 0
-        self._columns: dict[str, Tensor] = {}
+        self._columns: Units = {}
 
-    def put(self, units: dict[str, Tensor]) -> None:
-        """Adds units, equally many rows of every column."""
+    def put(self, units: Units) -> None:
+        """Adds units."""
         count = len(next(iter(units.values())))
         if not self._columns:
             self._columns = {
@@ -58,7 +64,7 @@ class Ring:
         self.taken += count
         self.filled = min(self.filled + count, self.capacity)
 
-    def draw(self, count: int, random: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, count: int, random: torch.Generator) -> Units:
         """Random units, with repetition.
 
         Raises:
@@ -70,63 +76,105 @@ class Ring:
         return {name: column[pick.to(column.device)] for name, column in self._columns.items()}
 
 
-class Latents(NamedTuple):
-    """Clean latents B F C X Y and the text of each chunk B G S E."""
+class Embedder(Protocol):
+    """Codec and text encoder, frozen."""
 
-    x0: Tensor
-    text: Tensor
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Normalised latents (B, F, C, X, Y) of pixels (B, R, 3, Y, X)."""
+        ...
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Embedded texts (N, S, E)."""
+        ...
 
 
-class LatentPool:
-    """Ring of encoded clips with the texts of their chunks.
+class ClipPool(Generic[T]):
+    """Ring of encoded clips.
 
     Args:
-        stream: batches of clips of ``frames`` latents.
-        encode: pixels (B, R, 3, Y, X) in [0, 1] to latents.
-        encode_text: texts to embeddings (N, S, E).
+        stream: endless batches.
+        make: a batch as units, on the device; floating point is kept as bfloat16.
         capacity: clips held.
-        device: where rendering, encoding and the pool are.
+        draws: which clips are read.
     """
 
     def __init__(
-        self,
-        stream: Iterator[Batch],
-        encode: Encode,
-        encode_text: EncodeText,
-        geometry: Geometry,
-        *,
-        capacity: int,
-        device: torch.device,
-        seed: int,
+        self, stream: Iterator[T], make: Callable[[T], Units], *, capacity: int, draws: Draws
     ) -> None:
-        self._stream, self._encode, self._encode_text = stream, encode, encode_text
-        self._geometry, self._device = geometry, device
-        self._random = torch.Generator(device=device).manual_seed(seed)
+        self._stream, self._make, self._draws = stream, make, draws
         self._ring = Ring(capacity)
-        self.frames_rendered = 0
 
     @property
     def distinct(self) -> int:
         """Clips made so far."""
         return self._ring.taken
 
-    @torch.no_grad()
     def refill(self) -> None:
-        """Renders, encodes and stores one batch of the stream."""
-        x0, text = self._make(next(self._stream))
-        self._ring.put({"x0": x0.to(torch.bfloat16), "text": text.to(torch.bfloat16)})
+        """Makes and stores one batch of the stream."""
+        units = self._make(next(self._stream))
+        self._ring.put(
+            {n: x.to(torch.bfloat16) if x.is_floating_point() else x for n, x in units.items()}
+        )
 
-    def _make(self, batch: Batch) -> Latents:
-        rgb = render_clips(batch, self._geometry, self._device)
-        self.frames_rendered += rgb.shape[0] * rgb.shape[1]
-        texts = [text for clip in batch.texts for text in clip]
-        unique = sorted(set(texts))
-        place = {text: k for k, text in enumerate(unique)}
-        index = torch.tensor([place[text] for text in texts], device=self._device)
-        embedded = self._encode_text(unique)[index]
-        return Latents(self._encode(rgb), embedded.unflatten(0, (len(batch), -1)))
+    def read(self, batch: int) -> Units:
+        """Random clips of those held; floating point as float32."""
+        units = self._ring.draw(batch, self._draws.generator)
+        return {n: x.float() if x.is_floating_point() else x for n, x in units.items()}
 
-    def read(self, batch: int) -> Latents:
-        """Random clips of those held, float32."""
-        drawn = self._ring.draw(batch, self._random)
-        return Latents(drawn["x0"].float(), drawn["text"].float())
+
+def _texts(embedder: Embedder, texts: list[tuple[str, ...]], device: torch.device) -> Tensor:
+    """Embedded texts (B, G, S, E), each distinct text embedded once."""
+    unique = sorted({text for row in texts for text in row})
+    place = {text: k for k, text in enumerate(unique)}
+    index = torch.tensor([[place[text] for text in row] for row in texts], device=device)
+    return embedder.embed(unique)[index]
+
+
+def clip_units(
+    embedder: Embedder, geometry: Geometry, device: torch.device
+) -> Callable[[Batch], Units]:
+    """Maker of contiguous clips: ``x0`` (B, F, C, X, Y) and ``text`` (B, G, S, E), one a chunk."""
+
+    def make(batch: Batch) -> Units:
+        rgb = render_clips(batch, geometry, device)
+        return {"x0": embedder.encode(rgb), "text": _texts(embedder, batch.texts, device)}
+
+    return make
+
+
+def context_units(
+    embedder: Embedder, geometry: Geometry, device: torch.device
+) -> Callable[[ContextBatch], Units]:
+    """Maker of context clips.
+
+    Units: ``x0`` (B, 42, C, X, Y), zeros in slots that hold nothing; ``text`` (B, 42, S, E), one a
+    latent; ``valid`` (B, 42) which latents there are; ``returning`` (B,).
+
+    Source: arXiv:2602.06028 section 5 as released: slow latents are encoded alone, with one frame
+    before them, and so is the tail.
+    """
+
+    def encode(tracks: Tracks, count: int) -> Tensor:
+        rgb = pixels(tracks, geometry, device).unflatten(0, (count, -1))
+        return embedder.encode(rgb)
+
+    def make(batch: ContextBatch) -> Units:
+        count = len(batch)
+        sink = encode(batch.sink_tracks, count)
+        tail = encode(batch.tail_tracks, count)[:, 1:]
+        slow = sink.new_zeros(count, SLOW, *sink.shape[2:])
+        valid = torch.ones(count, CONTEXT + TARGET, dtype=torch.bool, device=device)
+        valid[:, SINK : SINK + SLOW] = False
+        if len(batch.slow):
+            clip, slot = batch.slow.to(device).unbind(1)
+            slow[clip, slot] = encode(batch.slow_tracks, len(batch.slow))[:, 1]
+            valid[clip, SINK + slot] = True
+        return {
+            "x0": torch.cat([sink, slow, tail], 1),
+            "text": _texts(embedder, batch.texts, device),
+            "valid": valid,
+            "returning": batch.returning.to(device),
+        }
+
+    assert SINK + SLOW + LOCAL == CONTEXT, "the parts of a context clip"
+    return make

@@ -1,0 +1,406 @@
+"""Films that a student makes of itself, ready to be scored: rolled out afresh, or as a stream.
+
+Dims: B films, F latent frames, G chunks, S text tokens, E text width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Experiment, seed_for
+from cfmodel.flow import FewStep, add_noise, x0_from_v
+from cfmodel.memory.slots import SlotMemory
+from cfmodel.nn.transformer import TextKV
+from cfmodel.rollout import commit_chunk, prepare_views
+from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET
+from cfmodel.train.draws import Draws
+from cfmodel.train.flow_stages import half_traffic
+
+Context = Literal["none", "contiguous", "memory"]
+
+
+class Film(NamedTuple):
+    """What of a film is scored.
+
+    ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them. With a
+    context, ``context`` (B, 21, C, X, Y) comes before it, ``text`` has one entry a latent
+    (B, 42, S, E) and ``valid`` (B, 42) says which latents there are; without one both are None and
+    ``text`` has one entry a chunk (B, 7, S, E).
+    """
+
+    target: Tensor
+    text: Tensor
+    context: Tensor | None = None
+    valid: Tensor | None = None
+
+
+class Texts:
+    """Embedded captions of many films, chunk by chunk, each distinct one stored once.
+
+    Args:
+        table: (U, S, E) distinct embedded texts.
+        index: (N, G) rows of the table.
+        returns: (N, G) whether something comes back in a chunk.
+        device: where texts are given out.
+    """
+
+    def __init__(self, table: Tensor, index: Tensor, returns: Tensor, device: torch.device) -> None:
+        self._table, self._index = table.to(device), index.to(device)
+        self._returns = returns
+        self._device = device
+
+    @property
+    def chunks(self) -> int:
+        """Longest film that there are texts for."""
+        return self._index.shape[1]
+
+    def draw(
+        self, count: int, chunks: int, random: torch.Generator, *, returning: float = 0.0
+    ) -> Tensor:
+        """Texts (count, chunks, S, E) of random films, from their beginning.
+
+        Args:
+            count: films.
+            chunks: their length.
+            random: CPU generator.
+            returning: share of films in whose last 7 chunks something comes back, as far as there
+                are such films.
+        """
+        pick = torch.randint(len(self._index), (count,), generator=random)
+        last = self._returns[:, max(0, chunks - TARGET // 3) : chunks].any(1).nonzero().squeeze(1)
+        wanted = round(returning * count)
+        if wanted and len(last):
+            pick[:wanted] = last[torch.randint(len(last), (wanted,), generator=random)]
+        index = self._index[pick.to(self._device), :chunks]
+        return self._table[index].float()
+
+
+class Sizes(NamedTuple):
+    """Shape of a chunk's latents."""
+
+    batch: int
+    frames: int
+    channels: int
+    rows: int
+    columns: int
+
+
+@dataclass
+class Roller:
+    """Rolls a student out, chunk after chunk, over one memory.
+
+    Gradient flows through the last step of a chunk made with it: earlier steps, the memory and the
+    clean commit pass carry none.
+
+    Source: Self Forcing, as in arXiv:2602.06028 sections 6 and 7.
+    """
+
+    experiment: Experiment
+    batch: int
+    draws: Draws
+
+    def __post_init__(self) -> None:
+        size = self.experiment.geometry
+        self.sizes = Sizes(
+            self.batch, size.chunk, self.experiment.model.latent_channels, *size.latent_size
+        )
+        self.flow = FewStep.from_config(self.experiment.sample)
+
+    def memory(self) -> SlotMemory:
+        """An empty memory of the experiment."""
+        experiment, device = self.experiment, self.draws.device
+        return SlotMemory(
+            experiment.memory, experiment.geometry, experiment.model, batch=self.batch,
+            device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+            padded=experiment.memory.fast is not None,
+        )  # fmt: skip
+
+    def chunk(
+        self,
+        net: Any,
+        memory: SlotMemory,
+        text: TextKV,
+        *,
+        exit_step: int,
+        with_grad: TextKV | None = None,
+        commit: bool = True,
+    ) -> Tensor:
+        """Latents (B, 3, C, X, Y) of the next chunk, stopped at ``exit_step``.
+
+        Args:
+            net: the student.
+            memory: what it reads; takes in the chunk.
+            text: of the chunk, without gradient.
+            exit_step: index of the last denoising step.
+            with_grad: the same text with gradient, if the last step is to carry it.
+            commit: whether the memory takes in the chunk.
+        """
+        device = self.draws.device
+        with torch.no_grad():
+            views = prepare_views(net, memory, self.sizes.frames)
+        x0 = torch.zeros(self.sizes, device=device)
+        for step in range(exit_step + 1):
+            sigma = self.flow.sigmas[step]
+            xt = add_noise(x0.detach(), self.draws.normal(*self.sizes), sigma)
+            sigma_BF = torch.full(self.sizes[:2], sigma, device=device)
+            mine = with_grad is not None and step == exit_step
+            with torch.set_grad_enabled(mine):
+                words = with_grad if mine and with_grad is not None else text
+                v = net(half_traffic(xt), sigma_BF, words, context=views).v_BFCXY
+                x0 = x0_from_v(xt, v.float(), sigma)
+        if commit:
+            with torch.no_grad():
+                commit_chunk(net, memory, half_traffic(x0.detach()), text, views)
+        return x0
+
+
+class Films(Protocol):
+    """Where a student's films come from."""
+
+    latents: int
+    """Latents generated so far, over all films."""
+
+    def make(self, net: Any, progress: float, *, grad: bool) -> Film:
+        """The next batch of films; with ``grad`` they carry gradients to the student."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """How long films are, and what of them is learnt from. All lengths in latents.
+
+    Args:
+        shortest: length at the beginning.
+        longest: length that may be drawn at the end of the curriculum.
+        curriculum: share of the run by which the longest is reached.
+        free: the last latents, which carry gradients and stop at a random step; all before run
+            every step, and so does the first chunk of these if ``first_clean``.
+        first_clean: see there.
+        context: what the teacher sees before the target.
+        returning: share of films in whose target something comes back.
+
+    Source: arXiv:2602.06028 section 7 (84 to 105 latents, the last 18 free); section 6 (21).
+    """
+
+    shortest: int = TARGET
+    longest: int = TARGET
+    curriculum: float = 1.0
+    free: int = TARGET
+    first_clean: bool = False
+    context: Context = "none"
+    returning: float = 0.0
+
+    def length(self, progress: float, u: float) -> int:
+        """Latents of a film, a multiple of 3.
+
+        Args:
+            progress: of the run, in [0, 1].
+            u: uniform draw in [0, 1).
+
+        Example:
+            >>> Rollout(shortest=84, longest=105).length(0.0, 0.99)
+            84
+            >>> Rollout(shortest=84, longest=105).length(1.0, 0.99)
+            105
+        """
+        span = (self.longest - self.shortest) // 3
+        reach = int(span * min(1.0, progress / self.curriculum))
+        return self.shortest + 3 * int(u * (reach + 1))
+
+
+class FreshFilms:
+    """Films rolled out from their beginning; the last 21 latents are the target.
+
+    Args:
+        roller: makes chunks.
+        texts: captions.
+        rollout: how long, and what is learnt from.
+        reencode: a latent of a film's first kind from the last latents before it; needed where a
+            window does not begin with the film and the teacher expects one that does.
+        seed: of lengths and texts.
+    """
+
+    def __init__(
+        self,
+        roller: Roller,
+        texts: Texts,
+        rollout: Rollout,
+        *,
+        reencode: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if texts.chunks * 3 < rollout.longest:
+            raise ValueError(
+                f"texts of {texts.chunks} chunks for films of {rollout.longest} latents; embed "
+                "longer scripts"
+            )
+        before = {"none": 0, "contiguous": CONTEXT, "memory": SINK + LOCAL}[rollout.context]
+        if rollout.shortest < TARGET + before:
+            raise ValueError(
+                f"films of {rollout.shortest} latents leave no room for the context "
+                f"{rollout.context!r} before a target of {TARGET}; use longer ones"
+            )
+        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
+        self.latents = 0
+        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
+
+    def make(self, net: Any, progress: float, *, grad: bool) -> Film:
+        """The next batch of films."""
+        plan, roller = self.rollout, self.roller
+        u = float(torch.rand((), generator=self.choice))
+        chunks = plan.length(progress, u) // 3
+        steps = len(roller.flow.sigmas)
+        exit_step = int(torch.randint(steps, (), generator=self.choice))
+        text = self.texts.draw(roller.batch, chunks, self.choice, returning=plan.returning)
+        with torch.no_grad():
+            words = net.text_kv(text)
+        first_free, window = chunks - plan.free // 3, chunks - TARGET // 3
+        bright = net.text_kv(text[:, first_free:]) if grad else None
+        memory, parts = roller.memory(), list[Tensor]()
+        held: list[list[int]] = []
+        for chunk in range(chunks):
+            if chunk == window:
+                held = slow_frames(memory, roller.batch)
+            free = chunk >= first_free
+            whole = not free or (plan.first_clean and chunk == first_free)
+            parts.append(
+                roller.chunk(
+                    net, memory, words.select(chunk),
+                    exit_step=steps - 1 if whole else exit_step,
+                    with_grad=bright.select(chunk - first_free) if bright and free else None,
+                    commit=chunk + 1 < chunks,
+                )
+            )  # fmt: skip
+        self.latents += roller.batch * chunks * 3
+        return self._scored(torch.cat(parts, 1), text, held)
+
+    def _scored(self, film: Tensor, text: Tensor, held: list[list[int]]) -> Film:
+        total = film.shape[1]
+        start = total - TARGET
+        match self.rollout.context:
+            case "none":
+                target = film[:, start:]
+                if start:
+                    target = self._as_opening(film, start)
+                return Film(target, text[:, start // 3 :])
+            case "contiguous":
+                window = film[:, start - CONTEXT :]
+                if start > CONTEXT:
+                    window = self._as_opening(film, start - CONTEXT)
+                frames = torch.arange(start - CONTEXT, total, device=film.device)
+                return Film(
+                    window[:, CONTEXT:],
+                    text[:, frames // 3],
+                    window[:, :CONTEXT].detach(),
+                    torch.ones(len(film), CONTEXT + TARGET, dtype=torch.bool, device=film.device),
+                )
+            case "memory":
+                frames, valid = remembered(held, start, film.device)
+                rows = torch.arange(len(film), device=film.device)[:, None]
+                context = film.detach()[rows, frames] * valid[..., None, None, None]
+                tail = torch.arange(start, total, device=film.device).expand(len(film), -1)
+                every = torch.cat([frames, tail], 1)
+                seen = torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], 1)
+                return Film(film[:, start:], text[rows, every // 3], context, seen)
+
+    def _as_opening(self, film: Tensor, start: int) -> Tensor:
+        """The film from ``start`` on, its first latent as if the film began there."""
+        if self.reencode is None:
+            raise RuntimeError("a window in mid-film needs a codec to re-encode its first frame")
+        first = self.reencode(film[:, max(0, start - SINK) : start + 1].detach())
+        return torch.cat([first, film[:, start + 1 :]], 1)
+
+
+def slow_frames(memory: SlotMemory, batch: int) -> list[list[int]]:
+    """Frames in the slow memory of each film, oldest first, as the first layer holds them."""
+    return [
+        [slot.frame for slot in memory.slots(0, k) if slot.role == "slow"] for k in range(batch)
+    ]
+
+
+def remembered(held: list[list[int]], start: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Frames (B, 21) of the context before ``start``, and which of them there are.
+
+    Sink, then slow memory right-aligned, then the local context; what slow memory holds of the
+    local context is left out, since it is there already. Absent slots name frame 0.
+    """
+    local = start - LOCAL
+    rows, valid = list[list[int]](), list[list[bool]]()
+    for frames in held:
+        slow = [frame for frame in frames if SINK <= frame < local][-SLOW:]
+        gap = SLOW - len(slow)
+        rows.append([*range(SINK), *[0] * gap, *slow, *range(local, start)])
+        valid.append([*[True] * SINK, *[False] * gap, *[True] * (len(slow) + LOCAL)])
+    return torch.tensor(rows, device=device), torch.tensor(valid, device=device)
+
+
+class StreamingFilms:
+    """Films that go on from call to call, 18 latents at a time, up to ``longest``.
+
+    The scored window is the last 21 latents, of which the first three were made by the call
+    before, under the weights of that time.
+
+    Source: streaming long tuning of LongLive (windows of 21 latents, at least 18 of them new, up
+    to 240 latents), the short teacher of stage 1 as judge.
+    """
+
+    NEW = 18
+
+    def __init__(
+        self,
+        roller: Roller,
+        texts: Texts,
+        *,
+        longest: int = 240,
+        reencode: Callable[[Tensor], Tensor],
+        seed: int = 0,
+    ) -> None:
+        if texts.chunks * 3 < longest:
+            raise ValueError(
+                f"texts of {texts.chunks} chunks for films of {longest} latents; embed longer "
+                "scripts"
+            )
+        self.roller, self.texts, self.longest, self.reencode = roller, texts, longest, reencode
+        self.latents = 0
+        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
+        self._memory: SlotMemory | None = None
+        self._text: Tensor | None = None
+        self._tail: Tensor | None = None
+
+    def make(self, net: Any, progress: float, *, grad: bool) -> Film:
+        """The next stretch of the films in work, or the beginning of new ones."""
+        roller = self.roller
+        if self._memory is None or self._memory.frames + self.NEW > self.longest:
+            self._memory, self._tail = roller.memory(), None
+            chunks = self.longest // 3
+            self._text = self.texts.draw(roller.batch, chunks, self.choice)
+        memory, text, tail = self._memory, self._text, self._tail
+        assert text is not None, "drawn with the memory"
+        first = memory.frames // 3
+        count = (self.NEW if tail is not None else TARGET) // 3
+        exit_step = int(torch.randint(len(roller.flow.sigmas), (), generator=self.choice))
+        mine = text[:, first : first + count]
+        with torch.no_grad():
+            words = net.text_kv(mine)
+        bright = net.text_kv(mine) if grad else None
+        parts = [
+            roller.chunk(
+                net, memory, words.select(k), exit_step=exit_step,
+                with_grad=bright.select(k) if bright else None,
+            )
+            for k in range(count)
+        ]  # fmt: skip
+        self.latents += roller.batch * count * 3
+        film = torch.cat(parts, 1)
+        window = text[:, first + count - TARGET // 3 : first + count]
+        if tail is not None:
+            # The tail is four latents: one to decode from, then the window's first three.
+            opening = self.reencode(tail[:, :2])
+            film_window = torch.cat([opening, tail[:, 2:], film], 1)
+        else:
+            film_window = film
+        self._tail = film[:, -4:].detach()
+        return Film(film_window, window)

@@ -1,0 +1,73 @@
+"""Codec and text encoder as training uses them: frozen, batched, on the device."""
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Experiment
+from cfmodel.io.text import BytePooler, byte_ids
+from cfmodel.io.weights import Weights, load_into
+from cfmodel.nn.tae import TinyAutoencoder
+
+CLIPS_AT_ONCE = 32
+TEXTS_AT_ONCE = 256
+HEADS = "heads."
+
+
+class Frozen:
+    """The tiny family's codec and text encoder.
+
+    Args:
+        experiment: gives their sizes.
+        device: where they run.
+        codec: weights of the autoencoder, with mean and spread of its latents.
+        text: weights of the text encoder.
+    """
+
+    def __init__(
+        self, experiment: Experiment, device: torch.device, *, codec: Weights, text: Weights
+    ) -> None:
+        self.device = device
+        state = dict(codec.tensors)
+        mean, std = state.pop("latents_mean"), state.pop("latents_std")
+        self._mean = mean.float().to(device)[:, None, None]
+        self._std = std.float().to(device)[:, None, None]
+        net = TinyAutoencoder(experiment.codec)
+        load_into(net, state, str(codec.path))
+        self._codec = net.to(device).eval().requires_grad_(False)
+        pooler = BytePooler(experiment.text)
+        kept = {k: v for k, v in text.tensors.items() if not k.startswith(HEADS)}
+        load_into(pooler, kept, str(text.path))
+        self._text = pooler.to(device).eval().requires_grad_(False)
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
+
+    @torch.no_grad()
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Normalised latents (B, F, C, X, Y) of pixels (B, R, 3, Y, X) in [0, 1]."""
+        with self._mixed():
+            latents = torch.cat([self._codec.encode(part) for part in rgb.split(CLIPS_AT_ONCE)])
+        return (latents.float() - self._mean) / self._std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, R, 3, Y, X) in [0, 1] of normalised latents, decoded as a film's beginning."""
+        raw = latents.float() * self._std + self._mean
+        with self._mixed():
+            parts = [self._codec.decode(part) for part in raw.split(CLIPS_AT_ONCE)]
+        return torch.cat(parts).float().clamp(0, 1)
+
+    def reencode(self, latents: Tensor) -> Tensor:
+        """The latent (B, 1, C, X, Y) of a film that begins with the last frame of these latents.
+
+        Source: arXiv:2602.06028 section 7, step 5.
+        """
+        return self.encode(self.decode(latents)[:, -1:])
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> Tensor:
+        """Embedded texts (N, S, E)."""
+        parts = [
+            byte_ids(texts[k : k + TEXTS_AT_ONCE]) for k in range(0, len(texts), TEXTS_AT_ONCE)
+        ]
+        return torch.cat([self._text(i.to(self.device), m.to(self.device)) for i, m in parts])

@@ -1,0 +1,190 @@
+"""Distribution matching on a student's own films: stages ``dmd``, ``cdmd`` and ``streaming``.
+
+They differ in how films are rolled out and in what the teacher sees (``cfmodel.train.films``).
+
+Dims: B films, F latent frames, S text tokens, E text width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Experiment
+from cfmodel.flow import per_frame, shift_sigma
+from cfmodel.io.weights import save_weights
+from cfmodel.nn.transformer import VideoTransformer
+from cfmodel.train.draws import Draws
+from cfmodel.train.films import Film, Films
+from cfmodel.train.flow_stages import half_traffic
+from cfmodel.train.loop import Trainable
+from cfmodel.train.losses import dmd_gradient, dmd_loss, flow_loss, guided
+from cfmodel.train.teacher import score_flow
+
+SIGMA_RANGE = (0.02, 0.98)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """Numbers of a distribution-matching stage.
+
+    Args:
+        guidance: weight w of ``cond + w (cond - uncond)`` of the teacher; both see the context.
+        shift: flow shift of the noise levels at which films are scored.
+        lr: of the student.
+        critic_lr: of the critic.
+        betas: of the student's optimiser.
+        critic_betas: of the critic's.
+        weight_decay: of both.
+        clip: of both gradients' norms.
+        ema: of the student.
+        every: batches of films from one student update to the next.
+        critic_updates: critic updates on each batch, each at fresh noise.
+    """
+
+    guidance: float
+    shift: float
+    lr: float
+    critic_lr: float
+    betas: tuple[float, float] = (0.0, 0.99)
+    critic_betas: tuple[float, float] = (0.0, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 2.0
+    ema: float = 0.99
+    every: int = 1
+    critic_updates: int = 3
+
+
+def score(net: Any, film: Film, xt: Tensor, sigma_B: Tensor, text: Tensor) -> Tensor:
+    """The flow (B, 21, C, X, Y), float32, of the noisy target, with the film's context if any."""
+    if film.context is None or film.valid is None:
+        sigma_BF = sigma_B[:, None].expand(-1, xt.shape[1])
+        return net(half_traffic(xt), sigma_BF, net.text_kv(text)).v_BFCXY.float()
+    return score_flow(net, torch.cat([film.context, xt], 1), sigma_B, text, film.valid)
+
+
+class MatchingStage:
+    """Student against teacher and critic, on films that the student rolls out itself.
+
+    Every iteration rolls out a batch of films. The critic learns from it ``critic_updates`` times;
+    every ``every``-th batch is made with gradients and updates the student first.
+
+    Args:
+        name: of the stage, and of its weights file.
+        experiment: of the student: its model, memory and sampler.
+        device: where all of it is.
+        films: where films come from.
+        empty_SE: the embedded empty text.
+        numbers: see ``Matching``.
+        student: weights to begin with.
+        teacher: weights of the teacher, and of the critic to begin with.
+        compiled: compile the blocks.
+        seed: of the draws.
+
+    Source: arXiv:2602.06028 sections 6 and 7; there ``every`` is 5, ``critic_updates`` 1, and the
+    critic never sees the batch that the student learns from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        experiment: Experiment,
+        device: torch.device,
+        films: Films,
+        empty_SE: Tensor,
+        numbers: Matching,
+        *,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        compiled: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.name, self.experiment, self.device = name, experiment, device
+        self.films, self.numbers, self._compiled = films, numbers, compiled
+        self.empty_SE = empty_SE.to(device)
+        n = numbers
+        self.student = Trainable(
+            self._net(student), lr=n.lr, betas=n.betas, ema=n.ema, warmup=20, clip=n.clip,
+            weight_decay=n.weight_decay,
+        )  # fmt: skip
+        self.critic = Trainable(
+            self._net(teacher), lr=n.critic_lr, betas=n.critic_betas, warmup=20, clip=n.clip,
+            weight_decay=n.weight_decay,
+        )  # fmt: skip
+        # Its weights carry no gradient because it runs without one; asking for none as well would
+        # make it another program to the compiler than the critic.
+        self.teacher = self._net(teacher)
+        self.draws = Draws(device, seed)
+
+    def _net(self, state: Mapping[str, Tensor]) -> VideoTransformer:
+        net = VideoTransformer(self.experiment.model, self.experiment.geometry)
+        net.load_state_dict(dict(state))
+        if self._compiled:
+            for block in net.blocks:
+                block.compile()
+        return net.to(self.device)
+
+    def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
+        """One batch of films: perhaps a student update, then the critic's updates."""
+        mine = step % self.numbers.every == 0
+        # Uncached: the networks change between passes, and with them their weights' bf16 copies.
+        mixed = torch.autocast(
+            self.device.type, torch.bfloat16, self.device.type == "cuda", cache_enabled=False
+        )
+        with mixed:
+            film = self.films.make(self.student.module, progress, grad=mine)
+            metrics = self._student_step(film, progress) if mine else dict[str, Tensor]()
+            seen = film._replace(target=film.target.detach())
+            for _ in range(self.numbers.critic_updates):
+                metrics |= self._critic_step(seen, progress)
+            return metrics
+
+    def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise level of each film (B,), noise, and the noisy target."""
+        sigma_B = shift_sigma(self.draws.uniform(len(x0)), self.numbers.shift).clamp(*SIGMA_RANGE)
+        eps, sigma = self.draws.like(x0), per_frame(sigma_B[:, None])
+        return sigma_B, eps, (1 - sigma) * x0 + sigma * eps
+
+    def _student_step(self, film: Film, progress: float) -> dict[str, Tensor]:
+        x0 = film.target
+        with torch.no_grad():
+            sigma_B, _, xt = self._noised(x0)
+            sigma = per_frame(sigma_B[:, None])
+
+            def clean(net: Any, text: Tensor) -> Tensor:
+                return xt - sigma * score(net, film, xt, sigma_B, text)
+
+            empty = self.empty_SE.expand_as(film.text)
+            real = guided(
+                clean(self.teacher, film.text), clean(self.teacher, empty), self.numbers.guidance
+            )
+            gradient = dmd_gradient(x0, clean(self.critic.module, film.text), real)
+        loss = dmd_loss(x0, gradient)
+        norm = self.student.update(loss, progress)
+        return {"dmd": gradient.abs().mean(), "student_norm": norm, "std": x0.detach().std()}
+
+    def _critic_step(self, film: Film, progress: float) -> dict[str, Tensor]:
+        with torch.no_grad():
+            sigma_B, eps, xt = self._noised(film.target)
+        v = score(self.critic.module, film, xt, sigma_B, film.text)
+        loss = flow_loss(v, film.target, eps)
+        norm = self.critic.update(loss, progress)
+        return {"loss": loss.detach(), "critic_norm": norm}
+
+    def evaluate(self) -> dict[str, float]:
+        """What was spent: updates of each network and latents generated."""
+        return {
+            "student_updates": float(self.student.updates),
+            "critic_updates": float(self.critic.updates),
+            "latents_generated": float(self.films.latents),
+        }
+
+    def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
+        """Writes the averaged student."""
+        path = out / f"{self.name}.safetensors"
+        state = self.student.ema.state_dict()
+        save_weights(path, state, config=self.experiment.to_json(), record=record)
+        return [path]
