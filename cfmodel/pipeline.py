@@ -99,44 +99,98 @@ class Pipeline:
             "torch": torch.__version__,
         }
 
-    def films(self, requests: Sequence[Request], chunks: int) -> Iterator[Tensor]:
+    def films(
+        self, requests: Sequence[Request], chunks: int, *, history: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Films made together, as (B, R, Y, X, 3) uint8 CPU tensors, one a chunk.
 
-        The first chunk holds fewer pixel frames than the others.
+        The first chunk of a film holds fewer pixel frames than the others.
 
         Args:
             requests: one a film.
-            chunks: length of the films.
+            chunks: how many are made.
+            history: what the films have shown so far (see ``encode``): it is committed to the
+                memory, the chunks made go on from it and are all that is returned.
 
         Raises:
-            ValueError: no request, no chunk, or an empty or overlong text.
+            ValueError: no request, no chunk, an empty or overlong text, or a history that is no
+                whole number of chunks.
         """
-        if not requests or chunks < 1:
-            raise ValueError(
-                f"{len(requests)} films of {chunks} chunks: expected 1 or more of each"
-            )
-        if any(not request.segments for request in requests):
-            raise ValueError("a film without segments; give at least one text and its seconds")
-        texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
-        tokens = dict(zip(texts, self.text.encode(texts), strict=True))
-        return self._films(requests, chunks, tokens)
+        past = None if history is None else self.encode(history)
+        latents = self.latents(requests, chunks, history=past)
+        return self._decoded(latents, past, len(requests))
 
-    def _films(
-        self, requests: Sequence[Request], chunks: int, tokens: dict[str, Tensor]
-    ) -> Iterator[Tensor]:
-        experiment, batch = self.experiment, len(requests)
-        memory = SlotMemory(
-            experiment.memory,
-            experiment.geometry,
-            experiment.model,
+    def encode(self, frames_BRYXC: Tensor) -> Tensor:
+        """Latents (B, F, C, X, Y) of the beginnings of films, cut to whole chunks.
+
+        Args:
+            frames_BRYXC: uint8 frames at the geometry's size and rate.
+
+        Raises:
+            ValueError: another size, or less than a chunk.
+        """
+        geometry = self.experiment.geometry
+        size = (geometry.height, geometry.width)
+        if tuple(frames_BRYXC.shape[2:4]) != size:
+            raise ValueError(
+                f"history of {tuple(frames_BRYXC.shape[2:4])} pixels: expected {size}; resize it"
+            )
+        stride = geometry.vae_stride[0]
+        latents = 1 + (frames_BRYXC.shape[1] - 1) // stride
+        whole = latents // geometry.chunk * geometry.chunk
+        if not whole:
+            raise ValueError(
+                f"history of {frames_BRYXC.shape[1]} frames is less than a chunk; use at least "
+                f"{geometry.pixel_frames(geometry.chunk)}"
+            )
+        return self.codec.encode(frames_BRYXC[:, : geometry.pixel_frames(whole)])
+
+    def memory(self, batch: int) -> SlotMemory:
+        """An empty memory for films made together."""
+        return SlotMemory(
+            self.experiment.memory,
+            self.experiment.geometry,
+            self.experiment.model,
             batch=batch,
             device=self._device,
             dtype=self._dtype,
         )
-        decoder = self.codec.decoder(batch)
-        latents = rollout(
+
+    def latents(
+        self,
+        requests: Sequence[Request],
+        chunks: int,
+        *,
+        history: Tensor | None = None,
+        memory: SlotMemory | None = None,
+    ) -> Iterator[Tensor]:
+        """Normalised latents (B, 3, C, X, Y) of films made together, one chunk at a time.
+
+        Args:
+            requests: one a film.
+            chunks: how many are made.
+            history: latents of whole chunks that are committed first and not returned.
+            memory: what the films are made over, to look at it afterwards; None is a new one.
+
+        Raises:
+            ValueError: no request, no chunk, an empty or overlong text, or a history that is no
+                whole number of chunks.
+        """
+        experiment, batch = self.experiment, len(requests)
+        if not requests or chunks < 1:
+            raise ValueError(f"{batch} films of {chunks} chunks: expected 1 or more of each")
+        if any(not request.segments for request in requests):
+            raise ValueError("a film without segments; give at least one text and its seconds")
+        if history is not None and history.shape[1] % experiment.geometry.chunk:
+            raise ValueError(
+                f"history of {history.shape[1]} latents; expected a multiple of "
+                f"{experiment.geometry.chunk}"
+            )
+        texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
+        tokens = dict(zip(texts, self.text.encode(texts), strict=True))
+        return rollout(
             self.model,
-            memory,
+            memory or self.memory(batch),
             _Texts(self.model, requests, tokens, experiment.geometry),
             flow=FewStep.from_config(experiment.sample),
             noise=HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
@@ -145,7 +199,15 @@ class Pipeline:
             batch=batch,
             device=self._device,
             dtype=self._dtype,
+            continue_from=() if history is None else history.split(experiment.geometry.chunk, 1),
         )
+
+    def _decoded(
+        self, latents: Iterator[Tensor], past: Tensor | None, batch: int
+    ) -> Iterator[Tensor]:
+        decoder = self.codec.decoder(batch)
+        if past is not None:
+            decoder.push(past)
         for latents_BFCXY in latents:
             yield decoder.push(latents_BFCXY).cpu()
 

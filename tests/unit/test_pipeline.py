@@ -181,3 +181,36 @@ def test_cuda_is_refused_where_there_is_none_and_used_where_there_is():
         pytest.skip("needs a CUDA device")
     assert load(preset("nano")).record()["dtype"] == "bfloat16"
     assert pipelines.choose_device(None).type == "cuda"
+
+
+def test_a_history_is_continued(nano):
+    """A film's own beginning as history: the memory holds what the codec keeps of it."""
+    whole = film(nano, Request("a", RED, 0), 4)
+    seen = nano.encode(whole[None, :21])
+    memory = nano.memory(1)
+    latents = list(nano.latents([Request("a", RED, 0)], 2, history=seen, memory=memory))
+    assert len(latents) == 2
+    assert memory.frames == 12
+    assert [slot.frame for slot in memory.slots(0)][:3] == [0, 1, 2]
+    parts = list(nano.films([Request("a", RED, 0)], 2, history=whole[None, :21]))
+    assert [part.shape[1] for part in parts] == [12, 12]
+    blank = torch.zeros_like(whole[None, :21])
+    other = torch.cat(list(nano.films([Request("a", RED, 0)], 2, history=blank)), 1)
+    assert not torch.equal(torch.cat(parts, 1), other)
+
+
+def test_latents_as_history_give_the_same_film(nano):
+    request = [Request("a", RED, 0)]
+    whole = torch.cat(list(nano.latents(request, 5)), 1)
+    rest = torch.cat(list(nano.latents(request, 2, history=whole[:, :9])), 1)
+    torch.testing.assert_close(rest, whole[:, 9:], atol=1e-5, rtol=1e-5)
+
+
+def test_histories_that_do_not_fit_are_refused(nano):
+    request = [Request("a", RED, 0)]
+    with pytest.raises(ValueError, match="less than a chunk"):
+        nano.films(request, 1, history=torch.zeros(1, 5, 64, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="resize"):
+        nano.films(request, 1, history=torch.zeros(1, 9, 32, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="multiple of 3"):
+        nano.latents(request, 1, history=torch.zeros(1, 4, 16, 8, 8))
