@@ -138,6 +138,30 @@ def doctor(preset: PresetName = "tiny", as_json: Json = False) -> None:
         raise SystemExit(USAGE)
 
 
+@app.command()
+def calibrate(
+    prompts: Annotated[Path, typer.Option(help="file of prompts: .jsonl, or one text a line")],
+    preset: PresetName = "tiny",
+    limit: Annotated[int, typer.Option(help="prompts taken from the file; 0 is all")] = 12,
+    seconds: Annotated[float, typer.Option(help="length of a film")] = 60.0,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+) -> None:
+    """How often memory.tau keeps a chunk, by what the camera does, and how old slots are (JSON)."""
+    from cfmodel import calibrate as calibration
+    from cfmodel import pipeline, presets
+    from cfmodel import sample as samples
+
+    experiment = presets.preset(preset, tuple(overrides))
+    chunks = experiment.geometry.chunks_for(seconds)
+    scripts = samples.read_scripts(prompts, seconds)
+    scripts = scripts[:limit] if limit > 0 else scripts
+    loaded = pipeline.load(experiment, device=None if device == "auto" else device)
+    requests = [pipeline.Request(script.id, script.segments, 0) for script in scripts]
+    observed = calibration.observe(loaded, requests, chunks)
+    _say(calibration.report(observed, experiment.memory.tau))
+
+
 def main() -> None:
     """The ``cfmodel`` script: every error of input is one line on stderr and exit code 2."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
