@@ -85,7 +85,9 @@ def report(observed: Observed, tau: float) -> dict[str, Any]:
     The films were made with one threshold; rates at others tell what they would have kept of these
     same films.
     """
-    kinds = [kind for kind in EVENTS if any(c.event == kind for c in observed.candidates)]
+    kinds: list[EventKind] = [
+        kind for kind in EVENTS if any(c.event == kind for c in observed.candidates)
+    ]
     ages: dict[str, int] = {}
     for age in sorted(observed.ages_s):
         low = int(age // AGE_BIN_S) * AGE_BIN_S
