@@ -153,6 +153,9 @@ def report(
     suite: SuiteName = SUITE_DEFAULT,
     normaliser: NormaliserFile = None,
     paper: Annotated[bool, typer.Option(help="print the paper's values beside ours")] = True,
+    readme: Annotated[
+        Path | None, typer.Option(help="file whose table and picture are replaced too")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="compare, write nothing")] = False,
     as_json: Json = False,
 ) -> None:
@@ -166,7 +169,13 @@ def report(
             raise CfError(f"{', '.join(wrong)} differ; run cfbench report again", INCOMPLETE)
         return
     result = write_report(
-        out, to or out, suite=suite, normaliser=normaliser, paper=paper, command=_command()
+        out,
+        to or out,
+        suite=suite,
+        normaliser=normaliser,
+        paper=paper,
+        command=_command(),
+        readme=readme,
     )
     _say(result, as_json)
 
@@ -201,6 +210,35 @@ def gallery(
     folder = to or out / "gallery"
     result = write_gallery(out, folder, suite=suite, normaliser=normaliser, command=_command())
     _say(result, as_json)
+
+
+@app.command()
+def recall(
+    systems: Systems = "tiny/ours,tiny/rendered-truth",
+    gaps: Annotated[str, typer.Option(help="seconds of absence, comma-separated")] = "1,3,6,12,24",
+    count: Annotated[int, typer.Option(help="probes of each absence")] = 8,
+    out: Out = Path("out/recall"),
+    seed: Annotated[int, typer.Option(help="of the systems' noise")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>")] = "cpu",
+    attention: Attention = "auto",
+) -> None:
+    """Asks systems to show again what they saw once and left (JSON); start again to go on."""
+    from cfbench.progress import Reporter
+    from cfbench.recall import ask, summary
+
+    addresses = [name.strip() for name in systems.split(",") if name.strip()]
+    try:
+        absences = [float(gap) for gap in gaps.split(",")]
+    except ValueError as error:
+        raise CfError(f"--gaps {gaps!r}: expected seconds, as in 1,3,6,12,24") from error
+    if count < 1 or not addresses or min(absences) <= 0:
+        raise CfError("recall needs a system, positive gaps and --count of at least 1")
+    with Reporter() as reporter:
+        found = ask(
+            addresses, absences, count, out, seed=seed, device=device, attention=attention,
+            reporter=reporter,
+        )  # fmt: skip
+    _say(summary(found, ours=addresses[0]), True)
 
 
 @app.command()

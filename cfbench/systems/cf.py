@@ -65,6 +65,24 @@ class CfSystem:
         for frames_BRYXC in self.pipeline.films([request], chunks):
             yield frames_BRYXC[0].numpy()
 
+    def continued(
+        self,
+        prompt_id: str,
+        segments: tuple[tuple[str, float], ...],
+        seed: int,
+        history: video.Frames,
+        chunks: int,
+    ) -> video.Frames:
+        """Frames (R, Y, X, 3) that the preset makes after a history of frames (R, Y, X, 3)."""
+        import torch
+
+        from cfmodel.pipeline import Request
+
+        request = Request(prompt_id, segments, seed)
+        past = torch.from_numpy(history)[None]
+        parts = self.pipeline.films([request], chunks, history=past)
+        return np.concatenate([part[0].numpy() for part in parts])
+
     def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
         """Make the film of ``job`` in the file ``out``."""
         geometry = self.experiment.geometry
