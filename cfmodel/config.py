@@ -17,6 +17,7 @@ Promotion = Literal["surprisal-2", "surprisal-1", "uniform-2", "uniform-1"]
 Positions = Literal["absolute", "window", "bounded"]
 Decision = Literal["shared", "per-layer"]
 Stage = Literal["causal-init", "dmd", "cdmd", "streaming"]
+TeacherContext = Literal["memory", "contiguous"]
 Family = Literal["nano", "tiny", "wan-1.3b"]
 Attention = Literal["auto", "sdpa", "flex", "flash"]
 
@@ -204,9 +205,21 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The stage that made the weights: what distinguishes checkpoints, not how long they took."""
+    """How the weights were made: what distinguishes checkpoints, not how long they took.
+
+    Args:
+        stage: the last stage.
+        context: what the teacher of ``cdmd`` sees before the target: the very frames that the
+            student's memory holds (sink, slow, local), or as many latents just before it.
+        recycling: whether the context teacher was hardened with its own past errors.
+
+    Source: arXiv:2602.06028 sections 5-7; its prose has the first context, its Algorithm 1 and its
+    release the second.
+    """
 
     stage: Stage = "cdmd"
+    context: TeacherContext = "contiguous"
+    recycling: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

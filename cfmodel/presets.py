@@ -40,7 +40,7 @@ def ours(family: Family) -> Experiment:
                 ),
                 memory=MemoryConfig(decision="shared"),
                 sample=SampleConfig(shift=1.0),
-                train=TrainConfig(),
+                train=TrainConfig(context="memory"),
                 codec=CodecConfig(
                     widths=(16, 16, 8), encoder_width=8, patch=2, space=(2, 2), time=(2, 2)
                 ),
@@ -58,7 +58,7 @@ def ours(family: Family) -> Experiment:
                 ),
                 memory=MemoryConfig(decision="shared"),
                 sample=SampleConfig(shift=1.0),
-                train=TrainConfig(),
+                train=TrainConfig(context="memory"),
                 codec=CodecConfig(
                     widths=(96, 64, 48), encoder_width=48, patch=2, space=(2, 2), time=(2, 2)
                 ),
@@ -85,6 +85,9 @@ def ours(family: Family) -> Experiment:
 
 def ablations(base: Experiment) -> list[Experiment]:
     """Rows that differ from ``base`` in one field; the paper's Table 3 first, in its order."""
+    context = "contiguous" if base.train.context == "memory" else "memory"
+    decision = "per-layer" if base.memory.decision == "shared" else "shared"
+    whose = "by each layer" if decision == "per-layer" else "for all layers"
     return [
         vary(base, "memory.promotion", "uniform-1", name="uniform-1", label="Uniform, every chunk"),
         vary(
@@ -113,6 +116,30 @@ def ablations(base: Experiment) -> list[Experiment]:
             label="Surprisal, every chunk",
         ),
         vary(base, "memory.tau", 0.9, name="tau-0.90", label="tau = 0.90"),
+        vary(
+            base,
+            "train.context",
+            context,
+            name=f"{context}-teacher",
+            label=f"Teacher context: {context}",
+            retrain=True,
+        ),
+        vary(
+            base,
+            "train.recycling",
+            False,
+            name="no-recycling",
+            label="w/o error recycling",
+            retrain=True,
+        ),
+        vary(
+            base,
+            "memory.decision",
+            decision,
+            name=f"{decision}-decision",
+            label=f"Promotion decided {whose}",
+            retrain=True,
+        ),
     ]
 
 

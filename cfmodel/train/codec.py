@@ -1,4 +1,4 @@
-"""Stage ``codec``: the tiny autoencoder on clips rendered as they are needed."""
+"""Stages ``codec`` and ``decoder``: the tiny autoencoder on clips rendered as they are needed."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cfmodel.config import Experiment
-from cfmodel.io.weights import save_weights
+from cfmodel.io.codec import MEAN, STD
+from cfmodel.io.weights import load_into, save_weights
 from cfmodel.nn.tae import TinyAutoencoder
 from cfmodel.train.data import Batch, contiguous_clips, world_stream
 from cfmodel.train.loop import Trainable
@@ -35,22 +36,39 @@ class CodecStage:
     """Reconstruction (L1, squared error, and L1 of spatial differences) with noise on latents.
 
     The noise makes nearby latents decode alike, which a generator's errors need.
-    """
 
-    name = "codec"
+    Args:
+        experiment: gives the sizes.
+        device: where all of it is.
+        init: weights of a codec whose decoder alone is trained further; its latents, and so all
+            that was trained on them, stay what they are. None trains both halves from scratch.
+        batch: clips a step.
+        workers: processes that play scenes.
+        compiled: compile the forward pass.
+        lr: peak learning rate.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
         device: torch.device,
         *,
+        init: Mapping[str, Tensor] | None = None,
         batch: int = 32,
         workers: int = 0,
         compiled: bool = False,
         lr: float = 1.2e-3,
     ) -> None:
+        self.name = "codec" if init is None else "decoder"
         self.experiment, self.device, self.batch = experiment, device, batch
-        self.net = TinyAutoencoder(experiment.codec).to(device)
+        self.net = TinyAutoencoder(experiment.codec)
+        self._fixed: tuple[Tensor, Tensor] | None = None
+        if init is not None:
+            state = dict(init)
+            self._fixed = state.pop(MEAN), state.pop(STD)
+            load_into(self.net, state, "the codec to go on from")
+            self.net.encoder.requires_grad_(False)
+        self.net.to(device)
         self.trainable = Trainable(self.net, lr=lr, ema=0.999, weight_decay=0.0)
         self._forward: nn.Module | Any = _Roundtrip(self.net)
         if compiled:
@@ -107,7 +125,7 @@ class CodecStage:
             latents.append(z)
         film = torch.cat(values)
         z = torch.cat(latents)
-        self._mean, self._std = z.mean((0, 1, 3, 4)), z.std((0, 1, 3, 4))
+        self._mean, self._std = self._fixed or (z.mean((0, 1, 3, 4)), z.std((0, 1, 3, 4)))
         return {
             "psnr_db": film.mean().item(),
             "psnr_db_p5": film.quantile(0.05).item(),
@@ -121,8 +139,8 @@ class CodecStage:
             self.evaluate()
         tensors = {
             **self.trainable.ema.state_dict(),
-            "latents_mean": self._mean,
-            "latents_std": self._std,
+            MEAN: self._mean,
+            STD: self._std,
         }
         path = out / "codec.safetensors"
         save_weights(path, tensors, config=self.experiment.to_json(), record=record)

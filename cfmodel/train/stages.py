@@ -1,6 +1,7 @@
 """The stages by name: the numbers of each family, and what each stage is built of.
 
-Order of the tiny family: ``codec`` and ``text``, each alone; ``base``, then ``teacher`` and
+Order of the tiny family: ``codec`` and ``text``, each alone (``decoder`` trains a codec's decoder
+further, at any time); ``base``, then ``teacher`` and
 ``causal-init`` from it; ``dmd`` from both of its sides; ``cdmd`` and ``streaming`` from ``dmd``.
 """
 
@@ -26,7 +27,9 @@ from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
 from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.text import TextStage
 
-Stage = Literal["codec", "text", "base", "teacher", "causal-init", "dmd", "cdmd", "streaming"]
+Stage = Literal[
+    "codec", "decoder", "text", "base", "teacher", "causal-init", "dmd", "cdmd", "streaming"
+]  # fmt: skip
 Shared = dict[str, Any]
 """What the stages of one run have in common, by name: frozen networks and pools."""
 
@@ -34,6 +37,8 @@ CLIP_CHUNKS = 7
 HELD_OUT = 32
 SCRIPTS_AT_ONCE = 64
 STREAM_LATENTS = 240
+CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
+TEXT_BATCH, TEXT_LR = 256, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,8 @@ _SMALL_NUMBERS = Numbers(
     dmd=_SMALL,
     cdmd=_SMALL,
     local=Rollout(),
-    contextual=Rollout(shortest=84, longest=105, free=18, first_clean=True, context="memory",
-                       returning=0.5),
+    contextual=Rollout(shortest=84, longest=105, free=18, first_clean=True,
+                       context="memory", returning=0.5),
 )  # fmt: skip
 _RELEASED = Matching(
     guidance=3.0, shift=5.0, lr=2e-6, critic_lr=4e-7, betas=(0.9, 0.999),
@@ -125,20 +130,25 @@ class Resources:
         return load_weights(mine if mine.exists() else self.assets / f"{name}.safetensors")
 
 
-def _given(use: Resources) -> dict[str, Any]:
-    return {k: v for k, v in (("batch", use.batch), ("lr", use.lr)) if v is not None}
-
-
 def _codec(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return CodecStage(
-        experiment, use.device, workers=use.workers, compiled=use.compiled, **_given(use)
-    )
+        experiment, use.device, workers=use.workers, compiled=use.compiled,
+        batch=use.batch or CODEC_BATCH, lr=use.lr or CODEC_LR,
+    )  # fmt: skip
+
+
+def _decoder(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
+    return CodecStage(
+        experiment, use.device, init=use.weights("codec").tensors, workers=use.workers,
+        compiled=use.compiled, batch=use.batch or CODEC_BATCH, lr=use.lr or DECODER_LR,
+    )  # fmt: skip
 
 
 def _text(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return TextStage(
-        experiment, use.device, workers=use.workers, compiled=use.compiled, **_given(use)
-    )
+        experiment, use.device, workers=use.workers, compiled=use.compiled,
+        batch=use.batch or TEXT_BATCH, lr=use.lr or TEXT_LR,
+    )  # fmt: skip
 
 
 def _frozen(experiment: Experiment, use: Resources, shared: Shared) -> Frozen:
@@ -238,7 +248,9 @@ def _matching(
         texts = _texts(STREAM_LATENTS // 3, experiment, use, shared)
         films: Any = StreamingFilms(roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode)
     else:
-        plan = numbers.contextual if name == "cdmd" else numbers.local
+        plan = numbers.local
+        if name == "cdmd":
+            plan = replace(numbers.contextual, context=experiment.train.context)
         texts = _texts(plan.longest // 3, experiment, use, shared)
         films = FreshFilms(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
@@ -264,6 +276,7 @@ def _streaming(experiment: Experiment, use: Resources, shared: Shared) -> Strate
 
 STAGES: dict[Stage, Callable[[Experiment, Resources, Shared], Strategy]] = {
     "codec": _codec,
+    "decoder": _decoder,
     "text": _text,
     "base": _base,
     "teacher": _teacher,

@@ -1,16 +1,19 @@
 """Context clips, error banks, the teacher, self-made films and distribution matching."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cfmodel.config import MemoryConfig
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.presets import ours
 from cfmodel.tinyworld.scene import chunk_start, sample_scene
+from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import (
     CONTEXT,
     LOCAL,
@@ -150,6 +153,20 @@ def test_scripts_mark_returns():
     for k, seed in enumerate((1, 2, 3)):
         expected = [c for c in returns_at(sample_scene(seed)) if c < 30]
         assert made.returns[k].nonzero().flatten().tolist() == expected
+
+
+def test_decoder_stage_leaves_the_latents_alone(tmp_path: Path):
+    small = dataclasses.replace(NANO, geometry=ours("tiny").geometry)
+    whole = CodecStage(small, CPU, batch=2)
+    whole.evaluate()
+    before = load_file(whole.save(tmp_path / "a", {})[0])
+    stage = CodecStage(small, CPU, init=before, batch=2)
+    stage.step(0, 0.1)
+    stage.evaluate()
+    after = load_file(stage.save(tmp_path / "b", {})[0])
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
 
 
 # --- pool -----------------------------------------------------------------------------------------
