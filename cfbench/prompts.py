@@ -3,20 +3,26 @@
 import hashlib
 import itertools
 import json
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from cfbench.errors import CfError
-from cfbench.types import Prompt, Segment, Stratum
+from cfbench.types import Prompt, RunRecord, Segment, Stratum
+
+log = logging.getLogger(__name__)
 
 ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 MAX_CHARS = 2000
 MAX_FILE_BYTES = 64 << 20
 FILM_SECONDS = 60.0
+FIRST = ("tiny-long-2000041", "tiny-short-2000007", "tiny-stay-2000027")
+"""Prompts of ``DEFAULT_SET`` that a number takes first: each asks for every dimension, so that
+even one film a system has a Total."""
 DEFAULT_SET = Path(__file__).resolve().parents[1] / "prompts" / "tiny-test.jsonl"
 
 
@@ -69,7 +75,9 @@ def choose(wanted: str, limit: int = 0, *, max_chars: int = MAX_CHARS) -> tuple[
     if wanted.lstrip("-").isdigit():
         if limit:
             raise CfError(f"--prompts {wanted} with --limit {limit}: give one number")
-        return select(load(DEFAULT_SET, max_chars=max_chars), int(wanted))
+        found = load(DEFAULT_SET, max_chars=max_chars)
+        first = [prompt for name in FIRST for prompt in found if prompt.id == name]
+        return select([*first, *(p for p in found if p.id not in FIRST)], int(wanted))
     found = load(Path(wanted), max_chars=max_chars)
     return select(found, limit) if limit else found
 
@@ -92,6 +100,24 @@ def parse(content: bytes, where: str) -> Prompt:
         CfError: not a prompt.
     """
     return _from_json(content.decode(), where, MAX_FILE_BYTES)
+
+
+def stored(runs: Iterable[RunRecord], path_of: Callable[[str], Path]) -> dict[str, Prompt]:
+    """Prompts of films by id; one that is not in the store is left out, with a warning.
+
+    Args:
+        runs: the films.
+        path_of: where the prompt of a hash lies.
+    """
+    hashes = {run.prompt_id: run.prompt_sha for run in runs}
+    found: dict[str, Prompt] = {}
+    for name, sha in hashes.items():
+        path = path_of(sha)
+        if path.is_file():
+            found[name] = parse(path.read_bytes(), path.name)
+        else:
+            log.warning("prompt %s is not in the store; shown by its id", name)
+    return found
 
 
 def select(prompts: Sequence[Prompt], n: int, *, stratified: bool = True) -> tuple[Prompt, ...]:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from cfbench import prompts
+from cfbench.prompts import FIRST
 from cfbench.scorers.tiny import formulas, norm, samples, semantic, watch
 from cfbench.scorers.tiny.damage import blur, damages, quantise
 from cfbench.scorers.tiny.dims import TinySuite
@@ -72,12 +74,26 @@ def test_dynamic_needs_a_quarter_of_the_sampled_frames():
 
 
 def test_aesthetic_prefers_contrast_and_a_framed_subject():
-    luma = np.zeros((3, 4, 4))
-    luma[:, :2] = 0.32
+    luma = np.zeros((3, 8, 8))
+    luma[:, :4] = 0.32
     box = np.array([[0.4, 0.4, 0.6, 0.6], [0.9, 0.4, 1.0, 0.6], [0.0, 0.0, 0.0, 0.0]])
     value = formulas.aesthetic(luma, box, np.array([True, True, False]))
     assert value == pytest.approx([1.0, 0.5 + 0.5 * 0.2, 0.75])
-    assert formulas.aesthetic(luma * 0, box, np.array([True, True, False]))[0] == pytest.approx(0.5)
+    flat = formulas.aesthetic(luma * 0, box, np.array([True, True, False]))
+    assert flat[0] == pytest.approx(0.5)
+
+
+def test_noise_is_neither_clear_nor_contrast():
+    rng = np.random.default_rng(0)
+    picture = np.zeros((1, 80, 128))
+    picture[:, 20:60, 40:90] = 0.5
+    for strength in (10, 60):
+        noisy = np.round(255 * picture + rng.normal(0, strength, picture.shape)) / 255
+        assert formulas.clarity(noisy)[0] < 0.2
+    assert formulas.clarity(picture)[0] == 1.0
+    box = np.array([[0.4, 0.4, 0.6, 0.6]])
+    noise = rng.normal(0, 0.25, picture.shape)
+    assert formulas.aesthetic(noise, box, np.array([True]))[0] < 0.05
 
 
 def test_windows_leave_out_what_does_not_apply():
@@ -86,9 +102,15 @@ def test_windows_leave_out_what_does_not_apply():
     assert [(r.start_s, r.end_s, r.value) for r in rows] == [(0, 2, 0.5), (2, 4, None), (4, 5, 1.0)]
 
 
+def scores_of(nets, frames, text: str):
+    prompt = Prompt(id="p", segments=(Segment(text=text, seconds=60),))
+    found = TinySuite(nets).score_frames(frames, len(frames) // FPS * FPS, FPS, prompt)
+    return {score.dimension: score for score in found}
+
+
 def test_a_still_film_neither_flickers_nor_moves(nets):
     frames = next(iter(film(sample_scene(3), 1))).numpy().repeat(40, 0)
-    scores = {s.dimension: s for s in TinySuite(nets).score_frames(frames, 32, FPS, prompt_of(3))}
+    scores = scores_of(nets, frames, "A red cube rests on snow. A fixed shot.")
     assert scores["temporal_flickering"].value == 1.0
     assert scores["motion_smoothness"].value == 1.0
     assert scores["dynamic_degree"].value == 0.0
@@ -97,6 +119,42 @@ def test_a_still_film_neither_flickers_nor_moves(nets):
     assert scores["dino_first"].value is None
     assert "shorter than 10 s" in scores["dino_first"].reason
     assert all((s.value is None) == bool(s.reason) for s in scores.values())
+
+
+STALLS = (
+    "subject_consistency",
+    "background_consistency",
+    "temporal_flickering",
+    "motion_smoothness",
+)
+
+
+def test_standing_still_is_no_merit_where_a_motion_is_named(nets):
+    still = np.random.default_rng(0).integers(0, 255, (1, HEIGHT, WIDTH, 3), np.uint8).repeat(40, 0)
+    moving = np.stack([np.roll(blurred_noise(), 2 * k, axis=1) for k in range(40)])
+    for text in ("A red cube hops on snow. A fixed shot.", "A red cube rests. An orbiting shot."):
+        found, moves = scores_of(nets, still, text), scores_of(nets, moving, text)
+        for name in STALLS:
+            assert found[name].value == pytest.approx(0.0), name
+            assert moves[name].value > 0.5, name
+    spins = scores_of(nets, still, "A red ball spins on snow. A fixed shot.")
+    assert spins["motion_smoothness"].value == 1.0
+
+
+def test_stalled_looks_a_second_around():
+    strong = np.zeros(64)
+    strong[32] = 0.6
+    pairs_s = (np.arange(64) + 0.5) / 8
+    stalled = formulas.stalled(strong, pairs_s, np.array([1.0, 3.0, 3.5, 5.0, 5.5, 7.0]))
+    assert stalled.tolist() == [True, True, False, False, True, True]
+    assert formulas.stalled(np.zeros(0), np.zeros(0), np.array([0.0])).tolist() == [True]
+
+
+def blurred_noise() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.random((1, 3, HEIGHT, WIDTH), dtype=np.float32))
+    smooth = blur(noise, torch.ones(1))[0].permute(1, 2, 0).numpy()
+    return ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
 
 
 def test_flow_sees_a_shift_and_draws_the_frame_between():
@@ -199,6 +257,23 @@ def test_expectations_follow_the_script():
     for part in asked.parts[1:]:
         start = np.searchsorted(sampled / FPS, part.start_s)
         assert not asked.settled[start]
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_each_first_prompt_asks_for_every_dimension(name: str):
+    prompt = next(p for p in prompts.load(prompts.DEFAULT_SET) if p.id == name)
+    sampled = np.arange(0, 960, 16)
+    asked = expect(prompt, sampled, FPS, 60.0)
+    named = [asked.parts[k].named for k in asked.part]
+    both = [n for n, shown in zip(named, asked.both, strict=True) if shown]
+    assert asked.moving.any()
+    assert any(n.shape and n.color for n in both)
+    assert any(n.second_shape and n.side for n in both)
+    assert (asked.side_x * np.array([n.side or 0 for n in named]) > 0)[asked.both].any()
+    own = [n for n, seen in zip(named, asked.shown, strict=True) if seen and n.motion]
+    assert any(n.event in ("hold", "orbit", "dolly") for n in own)
+    assert any(n.ground or n.landmark for n in named)
+    assert any(n.sky for n in named)
 
 
 def test_expectations_without_a_scene_come_from_the_text():
@@ -310,9 +385,16 @@ def test_fitted_ranges_never_invert():
 
 
 def test_destroyed_films_keep_their_length():
-    frames = np.random.default_rng(0).integers(0, 255, (33, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    assert norm.destroyed(frames, 1).shape == frames.shape
-    assert np.array_equal(norm.destroyed(frames, 1), norm.destroyed(frames, 1))
+    shape = (41, HEIGHT, WIDTH, 3)
+    films = [np.full(shape, shade, np.uint8) for shade in (30, 220)]
+    made = norm.destroyed(films, 1)
+    assert made.shape == shape
+    assert np.array_equal(made, norm.destroyed(films, 1))
+    # White noise of any strength keeps the mean on its side, and both films are there.
+    sides = made.mean((1, 2, 3)) > 125
+    assert 0 < sides.sum() < 41
+    with pytest.raises(ValueError, match="two prompts or more"):
+        norm.destroyed([], 1)
 
 
 def test_the_normaliser_names_what_it_was_fitted_with(nets):

@@ -1,6 +1,9 @@
 """The dimensions of the tiny tier, after VBench's names and rules; their numbers are not VBench's.
 
-S sampled frames (4 a second), P pairs of frames (8 a second).
+S sampled frames (2 a second), P pairs of frames (8 a second).
+
+VBench's consistency, flicker and smoothness are best in a film that never moves. Here a moment of
+a film counts 0 in those four where its text names a motion and the film stands still.
 """
 
 from collections.abc import Mapping
@@ -20,17 +23,17 @@ from cfbench.scorers.tiny.weights import Networks
 from cfbench.types import DimensionSpec, Prompt, Score, WindowScore
 from cfmodel.config import digest
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 TIMES_S: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
 HALF_S = 0.5
 
 SOURCES: Mapping[str, str] = {
-    "subject_consistency": "VBench's formula on our place features, where the subject is due",
-    "background_consistency": "VBench's formula on our text-aligned features, all frames",
-    "temporal_flickering": "VBench: (255 - mean absolute difference) / 255",
-    "motion_smoothness": "VBench's rule with OpenCV DIS flow instead of AMT-S",
+    "subject_consistency": "VBench's formula on our place features, subject due; stalled 0",
+    "background_consistency": "VBench's formula on our text-aligned features; stalled 0",
+    "temporal_flickering": "VBench: (255 - mean absolute difference) / 255; stalled 0",
+    "motion_smoothness": "VBench's rule with OpenCV DIS flow instead of AMT-S; stalled 0",
     "dynamic_degree": "VBench's rule with OpenCV DIS flow instead of RAFT",
-    "aesthetic_quality": "a rule of contrast and framing, see formulas.aesthetic",
+    "aesthetic_quality": "a rule of clarity, contrast and framing, see formulas.aesthetic",
     "imaging_quality": "our network that ranks rendered frames above damaged ones",
     "object_class": "share of frames with the named class where due, without it where gone",
     "multiple_objects": "share of frames with both named classes",
@@ -153,14 +156,17 @@ def quality(c: Case) -> dict[str, Verdict]:
     subject[rows[1:]] = formulas.consistency(film.features[rows])
     background = np.full(len(film.sampled), np.nan)
     background[1:] = formulas.consistency(film.images)
+    alive = _alive(c)
     moving = formulas.moves(film.strong, *film.pixels.shape[1:3])
     sampled = len(moving) + 1
     dynamic = float(formulas.is_dynamic(moving, sampled)) if len(moving) else None
     return {
-        "subject_consistency": Verdict(values=subject, reason="does not apply: no subject is due"),
-        "background_consistency": Verdict(values=background),
-        "temporal_flickering": _line(film.flicker, film, film.fps),
-        "motion_smoothness": _line(film.smoothness, film, PAIRS_PER_S),
+        "subject_consistency": Verdict(
+            values=subject * alive, reason="does not apply: no subject is due"
+        ),
+        "background_consistency": Verdict(values=background * alive),
+        "temporal_flickering": _line(film.flicker, film, film.fps, alive),
+        "motion_smoothness": _line(film.smoothness, film, PAIRS_PER_S, alive),
         "dynamic_degree": Verdict(
             value=dynamic,
             windows=_line(moving.astype(np.float64), film, PAIRS_PER_S).windows,
@@ -172,11 +178,20 @@ def quality(c: Case) -> dict[str, Verdict]:
     }
 
 
-def _line(values: Floats, film: Film, per_s: float) -> Verdict:
-    """A verdict from values at a steady rate."""
+def _alive(c: Case) -> Floats:
+    """0 at the sampled frames that should show a motion and stand still, 1 at the others."""
+    pairs_s = (np.arange(len(c.film.strong)) + 0.5) / PAIRS_PER_S
+    stalled = formulas.stalled(c.film.strong, pairs_s, c.film.at_s)
+    return np.where(c.asked.moving & stalled, 0.0, 1.0)
+
+
+def _line(values: Floats, film: Film, per_s: float, alive: Floats | None = None) -> Verdict:
+    """A verdict from values at a steady rate, each times ``alive`` of the frame sampled before."""
     if not len(values):
         return Verdict(reason="does not apply: film too short")
     at_s = np.arange(len(values)) / per_s
+    if alive is not None:
+        values = values * alive[np.searchsorted(film.at_s, at_s, side="right") - 1]
     rows = formulas.windows(values, at_s, step_s=1 / per_s, end_s=film.end_s)
     return Verdict(value=float(values.mean()), windows=rows)
 

@@ -14,7 +14,7 @@ from cfbench.scorers.tiny.formulas import Flags, Floats
 from cfbench.types import Prompt
 from cfmodel.tinyworld.caption import Named, parse
 from cfmodel.tinyworld.film import truth
-from cfmodel.tinyworld.scene import LANDMARKS, SUBJECTS, EventKind, Scene, scene_from_json
+from cfmodel.tinyworld.scene import LANDMARKS, SUBJECTS, EventKind, Motion, Scene, scene_from_json
 
 SETTLE_S = 0.75
 EXPECTED, GONE = 0.6, 0.02
@@ -22,6 +22,9 @@ EXPECTED, GONE = 0.6, 0.02
 TRUTH_ROWS, TRUTH_COLUMNS = 20, 32
 
 _SHOWN: tuple[EventKind, ...] = ("hold", "orbit", "dolly")
+_MOVING_VIEW: tuple[EventKind, ...] = ("pan-away", "pan-back", "orbit", "dolly", "enter")
+# A spinning ball without a marking looks the same from all sides, so spins are not asked to show.
+_SEEN_MOTIONS: tuple[Motion, ...] = ("walk", "circle", "hop")
 _HIDDEN: tuple[EventKind, ...] = ("away", "absent")
 
 
@@ -40,6 +43,7 @@ class Part:
 class Expectation:
     """Arrays (S,): ``part`` of each frame, ``settled`` past a change, and shares in view.
 
+    ``moving`` are frames whose text names a motion, of the camera or of a subject in view.
     ``main``, ``second`` and ``landmark`` are shares in [0, 1], NaN where nobody knows; ``side_x``
     the second subject's centre minus the main one's, in shares of the width.
     """
@@ -51,6 +55,7 @@ class Expectation:
     second: Floats
     landmark: Floats
     side_x: Floats
+    moving: Flags
 
     @property
     def shown(self) -> Flags:
@@ -111,7 +116,14 @@ def expect(prompt: Prompt, sampled: NDArray[np.int64], fps: int, end_s: float) -
         main, second, landmark, side = _told(parts, part)
     else:
         main, second, landmark, side = _played(scene_from_json(prompt.scene), sampled)
-    return Expectation(parts, part, settled, main, second, landmark, side)
+    moving = settled & _moving(parts, part, main)
+    return Expectation(parts, part, settled, main, second, landmark, side, moving)
+
+
+def _moving(parts: tuple[Part, ...], part: NDArray[np.int64], main: Floats) -> Flags:
+    view = np.array([p.named.event in _MOVING_VIEW for p in parts])[part]
+    own = [p.named.event in _SHOWN and p.named.motion in _SEEN_MOTIONS for p in parts]
+    return view | (np.array(own)[part] & (main >= EXPECTED))
 
 
 def _told(parts: tuple[Part, ...], part: NDArray[np.int64]) -> tuple[Floats, ...]:

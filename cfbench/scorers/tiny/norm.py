@@ -2,8 +2,8 @@
 
 A dimension's 1 is its mean over rendered films of the prompts, sent through the codec where there
 is one (the most that a model behind that codec can reach). Its 0 is its mean over destroyed films:
-for each prompt the rendered film of **another** prompt (half the list further), its second-long
-blocks in shuffled order, every frame blurred (sigma 2.4) and covered with white noise (sigma 0.25).
+every second of one is a second of the rendered film of some **other** prompt, drawn anew, and every
+frame is blurred (sigma 2.4) and covered with white noise (sigma 0.25).
 """
 
 import hashlib
@@ -65,11 +65,22 @@ def frozen(frames: Frames) -> Frames:
     return np.repeat(frames[:1], len(frames), 0)
 
 
-def destroyed(other: Frames, seed: int) -> Frames:
-    """Another prompt's film in shuffled seconds, blurred and noisy."""
+def destroyed(others: Sequence[Frames], seed: int) -> Frames:
+    """Seconds of other prompts' films of one length, drawn at random, blurred and noisy.
+
+    Raises:
+        ValueError: no film.
+    """
+    if not others:
+        raise ValueError("a destroyed film needs other prompts' films; use two prompts or more")
     rng = np.random.default_rng(seed)
-    seconds = [other[k : k + FPS] for k in range(0, len(other), FPS)]
-    mixed = np.concatenate([seconds[k] for k in rng.permutation(len(seconds))])
+    length = len(others[0])
+    seconds: list[Frames] = []
+    for start in range(0, length, FPS):
+        other, size = others[rng.integers(len(others))], min(FPS, length - start)
+        first = FPS * int(rng.integers((length - size) // FPS + 1))
+        seconds.append(other[first : first + size])
+    mixed = np.concatenate(seconds)
     generator = torch.Generator().manual_seed(seed)
     parts: list[Frames] = []
     for start in range(0, len(mixed), BLOCK):
@@ -164,12 +175,11 @@ def main(
         frames = rendered(prompt, length)
         truth.append(frames if coder is None else through(coder, frames))
         logger.info("rendered %s", prompt.id)
-    shift = max(1, len(truth) // 2)
     high = raw_means(suite, chosen, lambda k: truth[k])
     low = raw_means(
         suite,
         chosen,
-        lambda k: destroyed(truth[(k + shift) % len(truth)], seed_for("destroyed", k) % 2**31),
+        lambda k: destroyed([*truth[:k], *truth[k + 1 :]], seed_for("destroyed", k) % 2**31),
     )
     rows = {"rendered": high, "destroyed": low}
     if freeze:

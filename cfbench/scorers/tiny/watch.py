@@ -1,6 +1,6 @@
 """One decode of a film, and everything that the dimensions are made from.
 
-R frames of the film, S sampled frames at 4 a second, P pairs of frames at 8 a second.
+R frames of the film, S sampled frames at 2 a second, P pairs of frames at 8 a second.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from cfbench.scorers.tiny.nets import HEIGHT, WIDTH
 from cfbench.scorers.tiny.read import Readings, decode, join, pixels
 from cfbench.scorers.tiny.weights import Networks
 
-SAMPLES_PER_S = 4
+SAMPLES_PER_S = 2
 PAIRS_PER_S = 8
 BLOCK = 32
 
