@@ -6,6 +6,7 @@
 PROMPTS ?= 2
 SEEDS ?= 1
 SECONDS ?= 60
+SYSTEMS ?= tiny/all
 OUT ?= out/reproduce
 
 BIN := .venv/bin
@@ -16,14 +17,20 @@ DEV := .venv/.installed-dev-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lint format coverage preview clean
+.PHONY: help reproduce readme test lint format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
 
+# A run with gaps (exit code 3) has a page too, which says where they are.
 reproduce: $(CORE)
-	$(BIN)/cfbench run --prompts $(PROMPTS) --seeds $(SEEDS) --seconds $(SECONDS) --out $(OUT)
-	@echo "report page: $(CURDIR)/$(OUT)/index.html"
+	@set -x; $(BIN)/cfbench run --systems $(SYSTEMS) --prompts $(PROMPTS) --seeds $(SEEDS) \
+	    --seconds $(SECONDS) --out '$(OUT)'; { code=$$?; set +x; } 2>/dev/null; \
+	case $$code in 0|3) echo "report page: $(abspath $(OUT))/index.html";; esac; exit $$code
+
+## readme      put picture and table of the last make reproduce into README.md
+readme: $(CORE)
+	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
 
 # One torch thread a worker: workers share the cores instead of fighting for them.
 test: lint

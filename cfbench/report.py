@@ -15,6 +15,7 @@ import numpy as np
 
 from cfbench import curves, plots, render, tables
 from cfbench import prompts as prompt_sets
+from cfbench import readme as readme_file
 from cfbench.aggregate import Normaliser, load_normaliser, suite_normaliser
 from cfbench.compact import compact
 from cfbench.frame import Frame, build_frame
@@ -23,11 +24,10 @@ from cfbench.page import render_page
 from cfbench.sheet import system_sheet
 from cfbench.store import LocalStore, open_store, write_atomic
 from cfbench.tables import OURS, Summaries, Table
-from cfbench.types import Prompt, RunRecord, Tier
+from cfbench.types import Tier
 
 logger = logging.getLogger(__name__)
 
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 SCHEMA = 1
 FROZEN = "frozen"
 
@@ -37,7 +37,6 @@ class ReportResult:
     """What was written, and what a reader must know."""
 
     page: Path
-    snippet: Path
     files: tuple[str, ...]
     films: int
     systems: tuple[str, ...]
@@ -153,7 +152,6 @@ def table_texts(analysis: Analysis) -> dict[str, str]:
     texts["tables/differences.csv"] = tables.differences_csv(analysis.differences, analysis.header)
     texts["tables/curves.csv"] = _curves_csv(analysis)
     texts["tables/films.csv"] = _films_csv(analysis)
-    texts["readme-table.md"] = f"{BEGIN}\n{render.markdown(analysis.main)}{END}\n"
     return texts
 
 
@@ -198,19 +196,6 @@ def _draw(analysis: Analysis, folder: Path) -> None:
     plots.forest(folder / "differences", analysis.differences)
 
 
-def _prompts(store: LocalStore, runs: tuple[RunRecord, ...]) -> dict[str, Prompt]:
-    found: dict[str, Prompt] = {}
-    for run in runs:
-        path = store.path(run.prompt_sha, "json")
-        if run.prompt_id in found:
-            continue
-        if not path.is_file():
-            logger.warning("prompt %s is not in the store; shown by its id", run.prompt_id)
-            continue
-        found[run.prompt_id] = prompt_sets.parse(path.read_bytes(), path.name)
-    return found
-
-
 def warnings_of(analysis: Analysis) -> list[str]:
     """What makes the numbers doubtful, in sentences."""
     found = analysis.found
@@ -251,36 +236,34 @@ def report(
         commit: of the code.
         absent: why systems have no films, by name; others without films say that they have none.
         normaliser: another normaliser than the one that ships for the suite.
-        readme: a file whose table between the markers is replaced.
+        readme: a file whose table and picture between the markers are replaced.
 
     Raises:
         ValueError: nothing to report, no normaliser, or a ``readme`` without markers.
         CfError: no store there, or the disk refuses.
     """
     store = open_store(store_root)
+    if readme is not None:
+        readme_file.read(readme)
     reasons = dict(absent or {})
     header = f"commit {commit}; command {command}"
     analysis = analyse(
         store, suite=suite, paper=paper, header=header, absent=reasons, normaliser=normaliser
     )
     texts = table_texts(analysis)
-    if readme is not None:
-        texts_of_readme = replace_table(
-            readme.read_text(encoding="utf-8"), texts["readme-table.md"]
-        )
-        write_atomic(readme, texts_of_readme.encode())
     for name, text in texts.items():
         write_atomic(out / name, text.encode())
     compact(store, out / "tables" / "scores.parquet")
     _draw(analysis, out / "plots")
-    frame, titles = analysis.frame, plots.row_titles(analysis.labels, analysis.frame.systems)
+    frame = analysis.frame
+    titles = plots.row_titles(analysis.labels, frame.systems)
     paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.runs}
     system_sheet(out / "plots" / "contact-sheet", frame.runs, paths, titles)
     build_gallery(
         out / "gallery",
         frame,
         analysis.normaliser,
-        prompts=_prompts(store, frame.runs),
+        prompts=prompt_sets.stored(frame.runs, lambda sha: store.path(sha, "json")),
         labels=analysis.labels,
         film_path=lambda sha: store.path(sha, "mp4"),
         tier=analysis.tier,
@@ -304,11 +287,13 @@ def report(
         template, out, analysis.all_tables, warnings=warnings, facts=facts, tier=analysis.tier
     )
     write_atomic(out / "index.html", page.encode())
+    if readme is not None:
+        table = render.markdown(analysis.main)
+        readme_file.update(readme, table, frame.runs, paths, analysis.labels)
     for warning in warnings:
         logger.warning("%s", warning)
     return ReportResult(
         page=out / "index.html",
-        snippet=out / "readme-table.md",
         files=tuple(sorted(texts)),
         films=len(frame.runs),
         systems=frame.systems,
@@ -333,19 +318,6 @@ def provenance(analysis: Analysis, *, command: str, commit: str) -> dict[str, st
             f"{name} {version}" for name, version in sorted(analysis.frame.versions.items())
         ),
     }
-
-
-def replace_table(text: str, snippet: str) -> str:
-    """``text`` with what stands between the table markers replaced by the snippet's.
-
-    Raises:
-        ValueError: not exactly one pair of markers, in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one {BEGIN} before one {END}; add the two lines to the file")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return before + snippet.strip() + after
 
 
 def check(store_root: Path, out: Path, *, normaliser: Path | None = None) -> list[str]:

@@ -1,6 +1,5 @@
 """What several verbs share: the whole chain in one call, and parts of the report on their own."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from cfbench import provenance
 from cfbench.aggregate import load_normaliser, suite_normaliser
 from cfbench.errors import CfError
 from cfbench.store import open_store, write_atomic
-from cfbench.types import Prompt, Tier
+from cfbench.types import Tier
 
 
 def tier_of(suite: str) -> Tier:
@@ -55,7 +54,14 @@ def absent(root: Path) -> dict[str, str]:
 
 
 def write_report(
-    root: Path, to: Path, *, suite: str, normaliser: Path | None, paper: bool, command: str
+    root: Path,
+    to: Path,
+    *,
+    suite: str,
+    normaliser: Path | None,
+    paper: bool,
+    command: str,
+    readme: Path | None = None,
 ) -> dict[str, Any]:
     """The whole report of a store; returns what was written.
 
@@ -74,6 +80,7 @@ def write_report(
         commit=commit(),
         absent=absent(root),
         normaliser=normaliser,
+        readme=readme,
     )
     tree = asdict(result)
     return {name: str(value) if isinstance(value, Path) else value for name, value in tree.items()}
@@ -133,21 +140,10 @@ def write_gallery(
         to,
         analysis.frame,
         analysis.normaliser,
-        prompts=stored_prompts(root),
+        prompts=prompt_sets.stored(store.runs(), lambda sha: store.path(sha, "json")),
         labels=analysis.labels,
         film_path=lambda sha: store.path(sha, "mp4"),
         tier=analysis.tier,
         header=analysis.header,
     )
     return {"page": str(page), "films": len(analysis.frame.runs)}
-
-
-def stored_prompts(root: Path) -> Mapping[str, Prompt]:
-    """Prompts of the films of a store, by id."""
-    store = open_store(root)
-    found: dict[str, Prompt] = {}
-    for run in store.runs():
-        path = store.path(run.prompt_sha, "json")
-        if path.is_file():
-            found[run.prompt_id] = prompt_sets.parse(path.read_bytes(), path.name)
-    return found

@@ -1,14 +1,17 @@
 """A contact sheet of films: a row for each system, a column for each time."""
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cfbench import video
 from cfbench.curves import TIMES_S
-from cfbench.plots import figure
+from cfbench.plots import RC, figure
+from cfbench.store import write_atomic
 from cfbench.types import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -16,6 +19,7 @@ logger = logging.getLogger(__name__)
 SHEET_TIMES_S: tuple[float, ...] = (0.0, *TIMES_S)
 GAP_PX = 2
 WIDTH_IN = 9.0
+HEAD_PX, SIDE_PX, PNG_DPI, COLOURS = 22, 132, 100, 256
 
 
 def frames_at(path: Path, times_s: Sequence[float]) -> list[video.Frames]:
@@ -98,24 +102,28 @@ def choose_film(runs: Sequence[RunRecord]) -> tuple[str, int] | None:
     return min(counts, key=lambda film: (-counts[film], strata[film[0]] != "long", film))
 
 
-def system_sheet(
-    out: Path,
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Frames of one prompt and seed: images by label, one a time."""
+
+    prompt: str
+    seed: int
+    rows: dict[str, list[video.Frames]]
+
+
+def sheet_rows(
     runs: Sequence[RunRecord],
     paths: Mapping[str, Path],
     titles: Mapping[str, str],
-    times_s: Sequence[float] = SHEET_TIMES_S,
-) -> bool:
-    """The contact sheet of one prompt and seed over all systems.
+    times_s: Sequence[float],
+) -> Sheet | None:
+    """Frames of the films that ``choose_film`` picks; None when no film can be read.
 
     Args:
-        out: path; its suffix is replaced.
         runs: films.
         paths: where films lie, by hash.
-        titles: label by system, in row order.
-        times_s: columns.
-
-    Returns:
-        False when no film could be read, and nothing was written.
+        titles: label by system, in row order; systems without one are left out.
+        times_s: of the frames.
     """
     film = choose_film(runs)
     rows: dict[str, list[video.Frames]] = {}
@@ -128,7 +136,62 @@ def system_sheet(
             logger.warning("no film of %s for the contact sheet", system)
             continue
         rows[title] = frames_at(path, times_s)
-    if film is None or not rows:
+    return Sheet(prompt=film[0], seed=film[1], rows=rows) if film and rows else None
+
+
+def system_sheet(
+    out: Path,
+    runs: Sequence[RunRecord],
+    paths: Mapping[str, Path],
+    titles: Mapping[str, str],
+    times_s: Sequence[float] = SHEET_TIMES_S,
+) -> bool:
+    """The contact sheet of one prompt and seed over all systems; arguments as ``sheet_rows``.
+
+    Args:
+        out: path; its suffix is replaced.
+        runs: films.
+        paths: where films lie, by hash.
+        titles: label by system, in row order.
+        times_s: columns.
+
+    Returns:
+        False when no film could be read, and nothing was written.
+    """
+    sheet = sheet_rows(runs, paths, titles, times_s)
+    if sheet is None:
         return False
-    draw_sheet(out, rows, times_s, f"prompt {film[0]}, seed {film[1]}")
+    draw_sheet(out, sheet.rows, times_s, f"prompt {sheet.prompt}, seed {sheet.seed}")
     return True
+
+
+def write_png(out: Path, sheet: Sheet, times_s: Sequence[float]) -> None:
+    """The sheet as one small PNG, pixel for pixel, its colours reduced to 256.
+
+    Raises:
+        CfError: the disk refuses.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    image = montage(list(sheet.rows.values()))
+    rows_px, columns_px = image.shape[0] + HEAD_PX, image.shape[1] + SIDE_PX
+    with rc_context(RC):
+        canvas = FigureCanvasAgg(
+            Figure(figsize=(columns_px / PNG_DPI, rows_px / PNG_DPI), dpi=PNG_DPI)
+        )
+        step_y, step_x = (image.shape[0] + GAP_PX) / len(sheet.rows), image.shape[1] / len(times_s)
+        for index, label in enumerate(sheet.rows):
+            y = 1 - (HEAD_PX + step_y * (index + 0.5)) / rows_px
+            canvas.figure.text(0.006, y, label, va="center")
+        for index, time in enumerate(times_s):
+            x, y = (SIDE_PX + step_x * (index + 0.5)) / columns_px, 1 - HEAD_PX / 2 / rows_px
+            canvas.figure.text(x, y, f"{time:g} s", ha="center", va="center")
+        canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    drawn[HEAD_PX:, SIDE_PX:] = image
+    data = io.BytesIO()
+    Image.fromarray(drawn).quantize(COLOURS).save(data, "PNG", optimize=True)
+    write_atomic(out, data.getvalue())

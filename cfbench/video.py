@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfbench.errors import CfError, unwritable
-from cfbench.store import sha256_of, write_atomic
+from cfbench.store import sha256_of
 from cfbench.types import ClipInfo
 
 if TYPE_CHECKING:
@@ -170,46 +170,6 @@ def canonical(frames: Iterable[Frames], limit: int) -> Iterator[Frames]:
         left -= len(block[:left])
     if left > 0:
         raise DecodeError(f"breaks off after {limit - left} of {limit} frames")
-
-
-def contact_sheet(
-    out: Path, films: Iterable[Path], *, columns: int = 7, seconds: float | None = None
-) -> None:
-    """A PNG with one row of evenly spaced frames a film.
-
-    Args:
-        out: the PNG.
-        films: film files of one size.
-        columns: frames a row, the first and the last included.
-        seconds: length to spread the frames over; default is each film's own.
-
-    Raises:
-        ValueError: a film cannot be read, or the films differ in width.
-        CfError: the disk is full or refuses.
-    """
-    import cv2
-
-    rows: list[Frames] = []
-    for film in films:
-        info = probe(film)
-        last = info.frames - 1
-        if seconds is not None:
-            last = min(last, round(seconds * info.fps))
-        wanted = {round(last * i / max(columns - 1, 1)) for i in range(columns)}
-        at, row = 0, []
-        for block in decode(film):
-            row += [image for i, image in enumerate(block, at) if i in wanted]
-            at += len(block)
-        # A film with fewer frames than columns repeats its last one.
-        row += [row[-1]] * (columns - len(row))
-        rows.append(np.concatenate(row, axis=1))
-    if len({row.shape for row in rows}) != 1:
-        sizes = sorted({row.shape for row in rows})
-        raise ValueError(f"contact sheet of rows {sizes}: expected films of one size")
-    ok, png = cv2.imencode(".png", np.concatenate(rows, axis=0)[..., ::-1])
-    if not ok:
-        raise RuntimeError(f"cannot encode {out.name} as PNG")
-    write_atomic(out, png.tobytes())
 
 
 def _av() -> Any:

@@ -1,7 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -116,19 +115,6 @@ def test_canonical_trims_and_notices_a_short_film():
 def test_decode_is_streamed_in_blocks(tmp_path: Path):
     video.encode(tmp_path / "a.mp4", [picture(40)], 16)
     assert [len(block) for block in video.decode(tmp_path / "a.mp4", block=16)] == [16, 16, 8]
-
-
-def test_contact_sheet_has_a_row_a_film(tmp_path: Path):
-    dark, bright = np.zeros((9, 32, 48, 3), np.uint8), np.full((40, 32, 48, 3), 230, np.uint8)
-    video.encode(tmp_path / "a.mp4", [dark], 16)
-    video.encode(tmp_path / "b.mp4", [bright], 16)
-    out = tmp_path / "sheet.png"
-    video.contact_sheet(out, [tmp_path / "a.mp4", tmp_path / "b.mp4"], columns=11)
-    sheet = cv2.imread(str(out))
-    assert sheet is not None
-    assert sheet.shape == (64, 48 * 11, 3)
-    assert sheet[:32].mean() < 10
-    assert sheet[32:].mean() > 220
 
 
 def test_pixel_suite_measures_what_it_says(tmp_path: Path):

@@ -5,22 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cfbench import video
 from cfbench.aggregate import normaliser_bytes
 from cfbench.page import render_page
 from cfbench.prompts import canonical
-from cfbench.report import (
-    BEGIN,
-    END,
-    ReportResult,
-    analyse,
-    check,
-    replace_table,
-    report,
-    warnings_of,
-)
-from cfbench.sheet import choose_film, frames_at, montage
+from cfbench.readme import BEGIN, END, PICTURE, PICTURE_BEGIN, PICTURE_END, between
+from cfbench.report import ReportResult, analyse, check, report, warnings_of
+from cfbench.sheet import HEAD_PX, SIDE_PX, choose_film, frames_at, montage
 from cfbench.store import open_store
 from cfbench.types import Prompt, Segment
 from tests.helpers.reports import UNIT_RANGES, run, world
@@ -69,7 +62,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportResult]:
     root = tmp_path_factory.mktemp("report")
     fill_store(root / "store", SKILLS)
     readme = root / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    picture = f"{PICTURE_BEGIN}\nold\n{PICTURE_END}\n"
+    readme.write_text(f"before\n{picture}{BEGIN}\nold\n{END}\nafter\n")
     return root, make(root, readme=readme)
 
 
@@ -96,12 +90,29 @@ def test_page_is_static_and_its_links_exist(made: tuple[Path, ReportResult]) -> 
     assert "not VBench scores" in page
 
 
-def test_readme_gets_the_table(made: tuple[Path, ReportResult]) -> None:
-    text = (made[0] / "README.md").read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\n<!-- commit abc; command cfbench report -->")
+def test_readme_gets_picture_and_table(made: tuple[Path, ReportResult]) -> None:
+    root, _ = made
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{PICTURE_BEGIN}\n![Films of one prompt: Label of ours, ")
+    assert f"({PICTURE.as_posix()})\n{PICTURE_END}\n{BEGIN}\n<!-- commit abc; " in text
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert replace_table(text, made[1].snippet.read_text(encoding="utf-8")) == text
+    table = (root / "report" / "tables" / "ablation.md").read_text(encoding="utf-8")
+    assert between(text, BEGIN, END, table) == text
+    image = Image.open(root / PICTURE)
+    assert image.mode == "P"
+    # Three rows of 32 x 48 pixels at seven times, 2 pixels apart, under a head and beside labels.
+    assert image.size == (SIDE_PX + 7 * 50 - 2, HEAD_PX + 3 * 34 - 2)
+
+
+def test_a_readme_without_markers_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    fill_store(tmp_path / "store", {"ours": 0.4})
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    with pytest.raises(ValueError, match=r"picture:begin.*add the two lines"):
+        make(tmp_path, readme=readme)
+    assert readme.read_text() == f"{BEGIN}\n{END}\n"
+    assert not (tmp_path / "report").exists()
 
 
 def test_check_finds_an_edited_and_a_missing_table(made: tuple[Path, ReportResult]) -> None:
@@ -157,7 +168,7 @@ def test_input_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no report in"):
         check(tmp_path / "store", tmp_path / "report")
     with pytest.raises(ValueError, match="add the two lines"):
-        replace_table(f"{END} {BEGIN}", "x")
+        between(f"{END} {BEGIN}", BEGIN, END, "x")
 
 
 def test_sheet_takes_the_frames_of_its_times(tmp_path: Path) -> None:
