@@ -213,6 +213,23 @@ def gallery(
 
 
 @app.command()
+def claims(
+    out: Out = OUT_DEFAULT,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
+    to: Annotated[Path | None, typer.Option(help="list of figures to record them in")] = None,
+    as_json: Json = False,
+) -> None:
+    """Figures of a store's films: attributes, motion beside truth, differences from ours."""
+    from cfbench.run import find_claims, record_claims
+
+    found = find_claims(out, suite=suite, normaliser=normaliser)
+    if to is not None:
+        record_claims(found, to, root=out, command=_command())
+    _say({claim.name: claim._asdict() if as_json else claim.value for claim in found}, as_json)
+
+
+@app.command()
 def recall(
     systems: Systems = "tiny/ours,tiny/rendered-truth",
     gaps: Annotated[str, typer.Option(help="seconds of absence, comma-separated")] = "1,3,6,12,24",

@@ -1,15 +1,19 @@
 """What several verbs share: the whole chain in one call, and parts of the report on their own."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cfbench import prompts as prompt_sets
 from cfbench import provenance
 from cfbench.aggregate import load_normaliser, suite_normaliser
 from cfbench.errors import CfError
-from cfbench.store import open_store, write_atomic
+from cfbench.store import now, open_store, write_atomic
 from cfbench.types import Tier
+
+if TYPE_CHECKING:
+    from cfbench.claims import Claim
 
 
 def tier_of(suite: str) -> Tier:
@@ -147,3 +151,32 @@ def write_gallery(
         header=analysis.header,
     )
     return {"page": str(page), "films": len(analysis.frame.runs)}
+
+
+def find_claims(root: Path, *, suite: str, normaliser: Path | None) -> "list[Claim]":
+    """Figures of a store's films.
+
+    Raises:
+        ValueError: no films of ours, or no normaliser.
+        CfError: no store there.
+    """
+    from cfbench.claims import claims
+    from cfbench.frame import build_frame
+
+    store, tier = open_store(root), tier_of(suite)
+    chosen = load_normaliser(normaliser) if normaliser else suite_normaliser(tier)
+    return claims(build_frame(store.runs(), store.scores(), tier), chosen)
+
+
+def record_claims(found: "Sequence[Claim]", path: Path, *, root: Path, command: str) -> None:
+    """Figures into the list at ``path``, with where they come from."""
+    from cfbench.figures import Figure, record
+
+    runs = open_store(root).runs()
+    devices = sorted({str(run.environment.get("device", "unknown")) for run in runs})
+    for claim in found:
+        record(
+            path,
+            Figure(**claim._asdict(), command=command, commit=commit(), device=", ".join(devices),
+                   at=now()),
+        )  # fmt: skip
