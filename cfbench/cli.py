@@ -1,23 +1,26 @@
 """``cfbench``: verbs to functions. Heavy modules are imported by the verb that needs them."""
 
-import json
 import logging
 import os
 import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench.errors import INCOMPLETE, CfError
+from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
+from cfbench.output import say
 
 if TYPE_CHECKING:
     from cfbench.plan import Plan
     from cfbench.types import Failure
 
 log = logging.getLogger(__name__)
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises for options it does not know or cannot read."""
 
 app = typer.Typer(
     name="cfbench",
@@ -68,7 +71,7 @@ def plan(
 ) -> None:
     """Which films a run asks for, which are missing, which rows stay null and why."""
     todo = _plan(systems, prompts, limit, seeds, seconds)
-    _say(_planned(todo, out), as_json)
+    say(_planned(todo, out), as_json)
 
 
 @app.command()
@@ -90,10 +93,10 @@ def generate(
     todo = _plan(systems, prompts, limit, seeds, seconds)
     part = _shard(shard)
     if dry_run:
-        _say(_planned(todo, out), as_json)
+        say(_planned(todo, out), as_json)
         return
     result, failed = _generate(todo, out, workers, device, attention, part)
-    _say(result, as_json)
+    say(result, as_json)
     _finish(failed)
 
 
@@ -113,10 +116,10 @@ def score(
 
         store = open_store(out)
         films = missing(store.runs(), store.scores(), scorers.load(suite).dimensions)
-        _say({"missing": len(films), "suite": suite}, as_json)
+        say({"missing": len(films), "suite": suite}, as_json)
         return
     result, failed = _score(out, suite, workers)
-    _say(result, as_json)
+    say(result, as_json)
     _finish(failed)
 
 
@@ -127,7 +130,7 @@ def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
     from cfbench.verify import verify as check
 
     report = check(open_store(out))
-    _say(report.tree(), as_json)
+    say(report.tree(), as_json)
     if report.problems:
         raise CfError(f"{len(report.problems)} problems: " + "; ".join(report.problems), INCOMPLETE)
 
@@ -143,7 +146,7 @@ def compact(
     from cfbench.store import open_store
 
     rows = write(open_store(out), to)
-    _say({"rows": rows, "table": str(to)}, as_json)
+    say({"rows": rows, "table": str(to)}, as_json)
 
 
 @app.command()
@@ -164,7 +167,7 @@ def report(
 
     if check:
         wrong = check_report(out, to or out, normaliser=normaliser)
-        _say({"differ": wrong}, as_json)
+        say({"differ": wrong}, as_json)
         if wrong:
             raise CfError(f"{', '.join(wrong)} differ; run cfbench report again", INCOMPLETE)
         return
@@ -177,7 +180,7 @@ def report(
         command=_command(),
         readme=readme,
     )
-    _say(result, as_json)
+    say(result, as_json)
 
 
 @app.command()
@@ -193,7 +196,7 @@ def curves(
 
     folder = to or out / "curves"
     result = write_curves(out, folder, suite=suite, normaliser=normaliser, command=_command())
-    _say(result, as_json)
+    say(result, as_json)
 
 
 @app.command()
@@ -209,7 +212,7 @@ def gallery(
 
     folder = to or out / "gallery"
     result = write_gallery(out, folder, suite=suite, normaliser=normaliser, command=_command())
-    _say(result, as_json)
+    say(result, as_json)
 
 
 @app.command()
@@ -226,7 +229,7 @@ def claims(
     found = find_claims(out, suite=suite, normaliser=normaliser)
     if to is not None:
         record_claims(found, to, root=out, command=_command())
-    _say({claim.name: claim._asdict() if as_json else claim.value for claim in found}, as_json)
+    say({claim.name: claim._asdict() if as_json else claim.value for claim in found}, as_json)
 
 
 @app.command()
@@ -255,7 +258,7 @@ def recall(
             addresses, absences, count, out, seed=seed, device=device, attention=attention,
             reporter=reporter,
         )  # fmt: skip
-    _say(summary(found, ours=addresses[0]), True)
+    say(summary(found, ours=addresses[0]), True)
 
 
 @app.command()
@@ -275,12 +278,12 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Films, scores and report in one; start it again to go on."""
-    from cfbench.run import check_normaliser, write_report
+    from cfbench.run import check_suite, write_report
 
     todo = _plan(systems, prompts, limit, seeds, seconds)
-    check_normaliser(suite, normaliser)
+    check_suite(suite, normaliser)
     if dry_run:
-        _say(_planned(todo, out), as_json)
+        say(_planned(todo, out), as_json)
         return
     log.info("1 of 3: films")
     films, failed = _generate(todo, out, workers, device, attention, (0, 1))
@@ -290,7 +293,7 @@ def run(
     page = write_report(
         out, out, suite=suite, normaliser=normaliser, paper=True, command=_command()
     )
-    _say({"films": films, "scores": scores, "report": page}, as_json)
+    say({"films": films, "scores": scores, "report": page}, as_json)
     _finish((*failed, *unscored))
 
 
@@ -302,24 +305,36 @@ def main() -> None:
     for package in ("cfbench", "cfmodel"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        app()
+        code = app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        _fail(f"{cast(Any, error).format_message()}; see cfbench --help", USAGE, error)
     except CfError as error:
-        sys.stderr.write(f"cfbench: {error}\n")
-        raise SystemExit(error.exit_code) from error
+        _fail(str(error), error.exit_code, error)
     except ValueError as error:
         log.debug("input error", exc_info=True)
-        sys.stderr.write(f"cfbench: {error}\n")
-        raise SystemExit(2) from error
+        _fail(str(error), USAGE, error)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED, error)
+    else:
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, error: BaseException) -> NoReturn:
+    sys.stderr.write(f"cfbench: {' '.join(message.split())}\n")
+    raise SystemExit(code) from error
 
 
 def _plan(systems: str, prompts: str, limit: int, seeds: int, seconds: float) -> "Plan":
     from cfbench import plan as plans
     from cfbench import prompts as prompt_sets
-    from cfbench.systems import describe
+    from cfbench.systems import check_prompts, describe
 
     found = prompt_sets.choose(prompts, limit)
     specs = describe([name.strip() for name in systems.split(",") if name.strip()])
-    return plans.make(specs, found, seeds=seeds, seconds=seconds)
+    todo = plans.make(specs, found, seeds=seeds, seconds=seconds)
+    for warning in check_prompts([spec.address for spec in specs], found):
+        log.warning("%s", warning)
+    return todo
 
 
 def _planned(todo: "Plan", out: Path) -> dict[str, Any]:
@@ -390,19 +405,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _command() -> str:
     return shlex.join(["cfbench", *sys.argv[1:]])
-
-
-def _say(result: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout: JSON, or one line a field."""
-    if as_json:
-        sys.stdout.write(json.dumps(result, sort_keys=True) + "\n")
-        return
-    for name, value in result.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-        elif isinstance(value, list | tuple):
-            value = len(value)
-        sys.stdout.write(f"{name}: {value}\n")
 
 
 def _finish(failed: "tuple[Failure, ...]") -> None:

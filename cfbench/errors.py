@@ -5,6 +5,7 @@ from pathlib import Path
 
 USAGE = 2
 INCOMPLETE = 3
+INTERRUPTED = 130
 
 UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)

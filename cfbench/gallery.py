@@ -22,8 +22,8 @@ from cfbench.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-START = (OURS, "no-slow", "self-forcing", "longlive", "infinity-rope", "rendered-truth")
-MAX_START = 3
+START = (OURS, "no-slow", "self-forcing", "rendered-truth")
+MAX_START = 4
 
 
 def opaque(sha256: str) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -217,6 +218,8 @@ def _segment(part: Any, where: str, max_chars: int) -> Segment:
 def _text(text: Any, where: str, max_chars: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise CfError(f"{where}: text is {text!r}; write what the film shows")
+    if control := sorted({char for char in text if unicodedata.category(char) == "Cc"}):
+        raise CfError(f"{where}: text holds control characters {control}; remove them")
     if len(text) > max_chars:
         raise CfError(f"{where}: text has {len(text)} characters; at most {max_chars} are taken")
     return text

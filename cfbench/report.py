@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import get_args
@@ -18,9 +19,11 @@ from cfbench import prompts as prompt_sets
 from cfbench import readme as readme_file
 from cfbench.aggregate import Normaliser, load_normaliser, suite_normaliser
 from cfbench.compact import compact
+from cfbench.drawing import Drawing, draw
 from cfbench.frame import Frame, build_frame
 from cfbench.gallery import build_gallery
 from cfbench.page import render_page
+from cfbench.progress import Reporter
 from cfbench.sheet import system_sheet
 from cfbench.store import LocalStore, open_store, write_atomic
 from cfbench.tables import OURS, Summaries, Table
@@ -183,17 +186,24 @@ def _films_csv(analysis: Analysis) -> str:
     return out.getvalue()
 
 
-def _draw(analysis: Analysis, folder: Path) -> None:
-    labels = analysis.labels
-    plots.time_overview(folder / "time", analysis.curves, labels)
-    for name, found in analysis.curves.items():
-        plots.time_multiples(folder / f"time-{name.replace('_', '-')}", found, labels)
+def _drawings(analysis: Analysis, folder: Path, paths: Mapping[str, Path]) -> list[Drawing]:
+    labels, runs = analysis.labels, analysis.frame.runs
+    titles = plots.row_titles(labels, analysis.frame.systems)
     points = curves.context_points(
         analysis.frame, analysis.found, analysis.curves.get(curves.CONSISTENCY, [])
     )
-    plots.context_length(folder / "context-length", points, labels)
-    plots.dimension_map(folder / "dimensions", analysis.found, labels)
-    plots.forest(folder / "differences", analysis.differences)
+    # Those that take longest come first.
+    return [
+        partial(system_sheet, folder / "contact-sheet", runs, paths, titles),
+        *(
+            partial(plots.time_multiples, folder / f"time-{name.replace('_', '-')}", found, labels)
+            for name, found in analysis.curves.items()
+        ),
+        partial(plots.context_length, folder / "context-length", points, labels),
+        partial(plots.time_overview, folder / "time", analysis.curves, labels),
+        partial(plots.dimension_map, folder / "dimensions", analysis.found, labels),
+        partial(plots.forest, folder / "differences", analysis.differences),
+    ]
 
 
 def warnings_of(analysis: Analysis) -> list[str]:
@@ -224,6 +234,8 @@ def report(
     absent: Mapping[str, str] | None = None,
     normaliser: Path | None = None,
     readme: Path | None = None,
+    workers: int = 1,
+    reporter: Reporter | None = None,
 ) -> ReportResult:
     """Writes the whole report under ``out``; nothing in it needs a server or a network.
 
@@ -237,6 +249,8 @@ def report(
         absent: why systems have no films, by name; others without films say that they have none.
         normaliser: another normaliser than the one that ships for the suite.
         readme: a file whose table and picture between the markers are replaced.
+        workers: processes that draw.
+        reporter: shows how far the drawing is.
 
     Raises:
         ValueError: nothing to report, no normaliser, or a ``readme`` without markers.
@@ -254,11 +268,10 @@ def report(
     for name, text in texts.items():
         write_atomic(out / name, text.encode())
     compact(store, out / "tables" / "scores.parquet")
-    _draw(analysis, out / "plots")
     frame = analysis.frame
-    titles = plots.row_titles(analysis.labels, frame.systems)
     paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.runs}
-    system_sheet(out / "plots" / "contact-sheet", frame.runs, paths, titles)
+    drawings = _drawings(analysis, out / "plots", paths)
+    draw(drawings, workers=workers, reporter=reporter or Reporter(quiet=True))
     build_gallery(
         out / "gallery",
         frame,
@@ -314,10 +327,14 @@ def provenance(analysis: Analysis, *, command: str, commit: str) -> dict[str, st
         "films by commit": ", ".join(f"{name}: {count}" for name, count in sorted(commits.items())),
         "films by device": ", ".join(f"{name}: {count}" for name, count in sorted(devices.items())),
         "normaliser": f"{normaliser.name}, sha256 {normaliser.sha256}",
-        "versions of dimensions": ", ".join(
-            f"{name} {version}" for name, version in sorted(analysis.frame.versions.items())
-        ),
+        "versions of dimensions": _versions(analysis.frame.versions),
     }
+
+
+def _versions(found: Mapping[str, str]) -> str:
+    if len(set(found.values())) == 1:
+        return f"all {len(found)}: {next(iter(found.values()))}"
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
 
 
 def check(store_root: Path, out: Path, *, normaliser: Path | None = None) -> list[str]:

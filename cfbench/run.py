@@ -1,5 +1,6 @@
 """What several verbs share: the whole chain in one call, and parts of the report on their own."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,9 @@ from cfbench.types import Tier
 if TYPE_CHECKING:
     from cfbench.claims import Claim
 
+MOST_DRAWERS = 4
+"""More processes start slower than they draw."""
+
 
 def tier_of(suite: str) -> Tier:
     """The tier whose scores a suite gives.
@@ -27,16 +31,18 @@ def tier_of(suite: str) -> Tier:
     return scorers.load(suite).dimensions[0].tier
 
 
-def check_normaliser(suite: str, normaliser: Path | None) -> None:
-    """Refuse early what the report would refuse after hours of films.
+def check_suite(suite: str, normaliser: Path | None) -> None:
+    """Refuse early what scores or report would refuse after hours of films.
 
     Raises:
         ValueError: no normaliser ships for the suite, or the file is not one.
+        CfError: unknown suite, or its networks are missing or damaged.
     """
+    tier = tier_of(suite)
     if normaliser:
         load_normaliser(normaliser)
     else:
-        suite_normaliser(tier_of(suite))
+        suite_normaliser(tier)
 
 
 def commit() -> str:
@@ -73,19 +79,23 @@ def write_report(
         ValueError: nothing to report, or no normaliser.
         CfError: no store there, or the disk refuses.
     """
+    from cfbench.progress import Reporter
     from cfbench.report import report
 
-    result = report(
-        root,
-        to,
-        suite=tier_of(suite),
-        paper=paper,
-        command=command,
-        commit=commit(),
-        absent=absent(root),
-        normaliser=normaliser,
-        readme=readme,
-    )
+    with Reporter() as reporter:
+        result = report(
+            root,
+            to,
+            suite=tier_of(suite),
+            paper=paper,
+            command=command,
+            commit=commit(),
+            absent=absent(root),
+            normaliser=normaliser,
+            readme=readme,
+            workers=min(os.cpu_count() or 1, MOST_DRAWERS),
+            reporter=reporter,
+        )
     tree = asdict(result)
     return {name: str(value) if isinstance(value, Path) else value for name, value in tree.items()}
 

@@ -7,6 +7,7 @@ Layout under the root::
     tmp/<writer>/                    what is being written; swept once its writer is gone
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -251,10 +252,13 @@ class LocalStore:
         if any(self._record_files(kind) for kind in KINDS):
             return
         self.close()
-        (self.root / "plan.json").unlink(missing_ok=True)
-        for folder in (*self.root.glob("[ro]*s/*"), *map(self.root.joinpath, FOLDERS), self.root):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        # A disk that refuses to be written refuses this too, and then nothing was made.
+        with contextlib.suppress(OSError):
+            (self.root / "plan.json").unlink(missing_ok=True)
+            made = (*self.root.glob("[ro]*s/*"), *map(self.root.joinpath, FOLDERS), self.root)
+            for folder in made:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     def runs(self) -> list[RunRecord]:
         """The last record of each job, sorted by id."""

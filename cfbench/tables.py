@@ -23,6 +23,11 @@ SYSTEMS: Mapping[str, str] = {
     "no-sink": "w/o sink",
     "surprisal-1": "Surprisal, every chunk",
     "tau-0.90": "tau = 0.90",
+    "contiguous-teacher": "Teacher context: contiguous",
+    "memory-teacher": "Teacher context: memory",
+    "no-recycling": "w/o error recycling",
+    "per-layer-decision": "Promotion decided by each layer",
+    "shared-decision": "Promotion decided for all layers",
     "self-forcing": "Self Forcing",
     "longlive": "LongLive, 3.0 s",
     "longlive-3.75": "LongLive, 3.75 s",
@@ -31,7 +36,13 @@ SYSTEMS: Mapping[str, str] = {
     "streaming-llm": "StreamingLLM-style",
     "full-context": "Full context",
 }
-"""Rows of every table, in the presets' order, whether or not a film of them exists."""
+"""Rows of the tables, in the presets' order, whether or not a film of them exists."""
+
+OF_SOME_FAMILIES = frozenset(
+    ("contiguous-teacher", "memory-teacher", "per-layer-decision", "shared-decision")
+)
+"""Rows that are the other reading of a choice: a family has one of each pair, and only a planned
+or found one stands in its tables."""
 
 REFERENCES: Mapping[str, str] = {
     "rendered-truth": "Rendered truth",
@@ -116,7 +127,11 @@ def read_paper(path: Path, key: str = "system") -> dict[str, dict[str, float]]:
 
 
 def system_order(found: Iterable[str]) -> dict[str, str]:
-    """Labels in table order: presets, systems that no preset knows, references."""
+    """Labels in table order: presets, systems that no preset knows, references.
+
+    Args:
+        found: systems that stand in the table; the presets' rows need not be among them.
+    """
     known = {*SYSTEMS, *REFERENCES}
     others = {name: name for name in sorted(set(found) - known)}
     return {**SYSTEMS, **others, **REFERENCES}
@@ -133,7 +148,9 @@ def _rows(
     absent: Mapping[str, str],
 ) -> list[Row]:
     rows: list[Row] = []
-    for system, label in system_order(found).items():
+    for system, label in system_order([*found, *absent]).items():
+        if system in OF_SOME_FAMILIES and system not in found and system not in absent:
+            continue
         note = "" if system in found else absent.get(system, NO_FILMS)
         cells = tuple(found[system][key] if not note else _null(note) for key in keys)
         rows.append(

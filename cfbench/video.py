@@ -122,6 +122,26 @@ def decode(path: Path, *, block: int = DECODE_BLOCK) -> Iterator[Frames]:
         raise DecodeError(f"cannot be decoded: {error.strerror or error}") from error
 
 
+def pick(path: Path, wanted: set[int]) -> dict[int, Frames]:
+    """Some frames of a film by index, each (Y, X, 3), RGB; only these are converted.
+
+    Raises:
+        DecodeError: the film cannot be decoded, or ends before the last of them.
+    """
+    av = _av()
+    found: dict[int, Frames] = {}
+    try:
+        with _open(path) as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    found[index] = _to_rgb(av, frame)
+                if len(found) == len(wanted):
+                    return found
+    except av.error.FFmpegError as error:
+        raise DecodeError(f"cannot be decoded: {error.strerror or error}") from error
+    raise DecodeError(f"breaks off before frame {max(wanted)}")
+
+
 def probe(path: Path) -> ClipInfo:
     """What a film file says that it holds, without decoding it.
 

@@ -4,13 +4,14 @@ A row is one of the table below or, for everything else, a preset of the model p
 may carry changed fields, as in ``tiny/ours+memory.tau=0.9``.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cfbench.plan import SystemSpec
 from cfbench.registry import Table
-from cfbench.types import ClipInfo, Job
+from cfbench.types import ClipInfo, Job, Prompt
 
 SYSTEMS = Table(
     kind="system",
@@ -49,6 +50,14 @@ class Factory(Protocol):
         """What the address stands for, without loading anything heavy."""
         ...
 
+    def check_prompts(self, address: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Warnings about prompts that the system was not made for.
+
+        Raises:
+            CfError: a prompt that it cannot take.
+        """
+        ...
+
     def load(self, address: str, device: str, attention: str) -> System:
         """The system, ready to generate on ``device``."""
         ...
@@ -66,11 +75,25 @@ def describe(addresses: Sequence[str]) -> list[SystemSpec]:
     Raises:
         CfError: unknown name; the message lists close ones.
     """
+    return [factory(address).describe(address) for address in _rows(addresses)]
+
+
+def _rows(addresses: Sequence[str]) -> list[str]:
     rows: list[str] = []
     for address in addresses:
         head, slash, row = address.rpartition("/")
         rows += SYSTEMS.get(PRESET).rows(head + slash) if row == ALL else [address]
-    return [factory(address).describe(address) for address in rows]
+    return rows
+
+
+def check_prompts(addresses: Sequence[str], prompts: Sequence[Prompt]) -> list[str]:
+    """Warnings about prompts that a system was not made for, each once.
+
+    Raises:
+        CfError: a prompt that a system cannot take.
+    """
+    found = (factory(address).check_prompts(address, prompts) for address in _rows(addresses))
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def load(address: str, device: str, attention: str) -> System:

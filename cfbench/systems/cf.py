@@ -1,6 +1,6 @@
 """Presets of the model package as systems, and the devices to run them on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -13,7 +13,7 @@ from cfbench.provenance import process_peak_gib
 from cfbench.registry import unknown
 from cfbench.systems import PRESET as PRESET_ENTRY
 from cfbench.systems import SYSTEMS, Tick
-from cfbench.types import ClipInfo, Job
+from cfbench.types import ClipInfo, Job, Prompt
 
 if TYPE_CHECKING:
     from cfmodel.config import Experiment, Family
@@ -143,12 +143,40 @@ class Preset:
         references = [name for name in SYSTEMS.entries if name != PRESET_ENTRY]
         return [f"{prefix}{row}" for row in [*presets.presets(family), *references]]
 
+    def check_prompts(self, address: str, prompts: Sequence[Prompt]) -> list[str]:
+        """One warning about prompts that the family's model was not trained on, if any.
+
+        Raises:
+            CfError: a text that is longer than the text encoder takes.
+        """
+        return check_prompts(self.experiment(address), prompts)
+
     def load(self, address: str, device: str, attention: str) -> CfSystem:
         """The preset, loaded."""
         return CfSystem(self.experiment(address), device, attention)
 
 
 PRESET = Preset()
+
+
+def check_prompts(experiment: "Experiment", prompts: Sequence[Prompt]) -> list[str]:
+    """One warning about prompts that the experiment's model was not trained on, if any.
+
+    Raises:
+        CfError: a text that is longer than the text encoder takes.
+    """
+    from cfmodel.sample import Script, check_scripts
+
+    strange: list[str] = []
+    for prompt in prompts:
+        segments = tuple((part.text, part.seconds) for part in prompt.segments)
+        try:
+            strange += check_scripts([Script(id=prompt.id, segments=segments)], experiment)[:1]
+        except ValueError as error:
+            raise CfError(f"prompt {prompt.id}: {error}") from error
+    if not strange:
+        return []
+    return [f"{len(strange)} of {len(prompts)} prompts: {strange[0]}"]
 
 
 def split(name: str) -> "tuple[Family, str]":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from cfbench import video
 from cfbench.errors import CfError
 from cfbench.plan import SystemSpec
 from cfbench.systems import Tick, cf
-from cfbench.types import ClipInfo, Job
+from cfbench.types import ClipInfo, Job, Prompt
 
 if TYPE_CHECKING:
     from cfmodel.config import Experiment
@@ -80,6 +80,10 @@ class RenderedTruth:
         """What the address stands for."""
         return _spec(address, "rendered-truth", "Rendered truth", needs_scene=True)
 
+    def check_prompts(self, address: str, prompts: Sequence[Prompt]) -> list[str]:
+        """No warning: scenes are rendered, whatever the text says."""
+        return []
+
     def load(self, address: str, device: str, attention: str) -> RenderedTruthSystem:
         """The renderer."""
         return RenderedTruthSystem(_base(address), device)
@@ -91,6 +95,10 @@ class Frozen:
     def describe(self, address: str) -> SystemSpec:
         """What the address stands for."""
         return _spec(address, "frozen", "Frozen first frame", needs_scene=False)
+
+    def check_prompts(self, address: str, prompts: Sequence[Prompt]) -> list[str]:
+        """As of our preset."""
+        return cf.check_prompts(_base(address), prompts)
 
     def load(self, address: str, device: str, attention: str) -> FrozenSystem:
         """Our preset, loaded, of which one chunk is made."""

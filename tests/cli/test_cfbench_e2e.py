@@ -99,12 +99,17 @@ LONG = "x" * 5000
 BAD = [
     ("empty.jsonl", b"", (), "is empty; write one prompt a line"),
     ("long.txt", LONG.encode(), (), "at most 2000"),
+    ("bytes.txt", LONG[:300].encode(), (), "prompt of 300 bytes, but text.max_bytes=256"),
+    ("control.txt", b"a cube\0", (), "control characters ['\\x00']; remove them"),
     ("latin.txt", "é".encode("latin-1"), (), "save the file as UTF-8"),
     (None, b"", ("--prompts", "no-such.jsonl"), "no prompt file"),
     (None, b"", ("--systems", "nano/our"), "try one of ours"),
     (None, b"", ("--systems", "micro/ours"), "unknown family 'micro'"),
     (None, b"", ("--systems", "nano/ours+memory.slo=3"), "has no field 'slo'"),
     (None, b"", ("--seconds", "-3"), "expected more than 0"),
+    (None, b"", ("--seconds", "soon"), "see cfbench --help"),
+    (None, b"", ("--second", "3"), "No such option: --second"),
+    (None, b"", ("--systems", "nano/ours+geometry.height=70"), "does not divide by 16"),
     (None, b"", ("--seeds", "0"), "expected 1 to"),
     (None, b"", ("--limit", "99"), "the file holds 2"),
     (None, b"", ("--device", "cuda:77"), "use auto"),
@@ -112,6 +117,7 @@ BAD = [
     (None, b"", ("--attention", "best"), "unknown attention 'best'"),
     (None, b"", ("--shard", "3"), "expected INDEX/COUNT"),
     (None, b"", ("--out", "/proc/nowhere"), "choose another --out"),
+    (None, b"", ("--out", "/proc"), "choose another --out"),
 ]
 
 
@@ -133,6 +139,17 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, name, content,
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prompts_outside_the_grammar_are_told_once(tmp_path: Path):
+    (tmp_path / "p.txt").write_text("A parrot plays chess.\nA red cube hops.\nRain.\n")
+    result = cfbench(
+        *("plan", "--systems", "tiny/ours,tiny/no-slow", "--prompts", tmp_path / "p.txt", "--json"),
+        *("--out", tmp_path / "out"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("was not trained on") == 1
+    assert "2 of 3 prompts: the tiny model was not trained on 'A parrot" in result.stderr
 
 
 @pytest.mark.parametrize(

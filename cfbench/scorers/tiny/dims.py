@@ -16,16 +16,16 @@ import numpy as np
 from cfbench.aggregate import QUALITY, SEMANTIC
 from cfbench.scorers.tiny import formulas, semantic
 from cfbench.scorers.tiny.expect import Expectation, expect
-from cfbench.scorers.tiny.formulas import Floats
+from cfbench.scorers.tiny.formulas import Flags, Floats
 from cfbench.scorers.tiny.semantic import Case, Verdict
 from cfbench.scorers.tiny.watch import PAIRS_PER_S, SAMPLES_PER_S, Film, load_frames, watch
 from cfbench.scorers.tiny.weights import Networks
 from cfbench.types import DimensionSpec, Prompt, Score, WindowScore
 from cfmodel.config import digest
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 TIMES_S: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
-HALF_S = 0.5
+HALF_S = 5.0
 
 SOURCES: Mapping[str, str] = {
     "subject_consistency": "VBench's formula on our place features, subject due; stalled 0",
@@ -48,8 +48,8 @@ SOURCES: Mapping[str, str] = {
     "attr_color": "colour read right where the subject is 60 % in view",
     "attr_ground": "ground read right where the subject is 60 % in view",
     "attr_sky": "sky read right where the subject is 60 % in view",
-    "dino_first": "cosine to the first frame, place features",
-    "clip_f": "cosine to the first frame, text-aligned features",
+    "dino_first": "cosine to the first frame, place features, subject due",
+    "clip_f": "cosine to the first frame, text-aligned features, subject due",
     "clip_t": "cosine to the segment's caption",
     "visible_share": "share of the tallest subject in view, where one is due",
     "flow_median": "median flow in pixels between frames 1/8 s apart",
@@ -217,11 +217,11 @@ def extras(c: Case) -> dict[str, Verdict]:
     """Attribute reads, curves over time, and what explains the rest."""
     film = c.film
     share = np.where(c.score[:, 0] > 0, c.share[:, 0], 0.0)
-    due = c.asked.main >= semantic.EXPECTED
+    due, gone = c.asked.main >= semantic.EXPECTED, c.asked.main < semantic.EXPECTED
     return {
         **semantic.attributes(c),
-        "dino_first": _curve(film.features @ film.features[0], film),
-        "clip_f": _curve(film.images @ film.images[0], film),
+        "dino_first": _curve(film.features @ film.features[0], film, gone),
+        "clip_f": _curve(film.images @ film.images[0], film, gone),
         "clip_t": _curve(semantic.text_similarity(c), film),
         "visible_share": Verdict(
             values=np.where(due, share, np.nan), reason="does not apply: no subject is due"
@@ -230,8 +230,14 @@ def extras(c: Case) -> dict[str, Verdict]:
     }
 
 
-def _curve(values: Floats, film: Film) -> Verdict:
-    """Means around 10, 20, ..., 60 s; the last window reads the untrimmed film."""
+def _curve(values: Floats, film: Film, gone: Flags | None = None) -> Verdict:
+    """Means of the 10 s around 10, 20, ..., 60 s; the last window reads the untrimmed film.
+
+    Frames in which the script hides the subject, ``gone``, are left out of what is compared with
+    the first frame: there the rendered truth itself shows something else.
+    """
+    if gone is not None:
+        values = np.where(gone, np.nan, values)
     times = [t for t in TIMES_S if t <= film.end_s + 1e-6]
     rows: tuple[WindowScore, ...] = formulas.around(values, film.at_s, times, HALF_S)
     if not rows:

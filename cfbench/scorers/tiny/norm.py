@@ -77,7 +77,7 @@ def destroyed(others: Sequence[Frames], seed: int) -> Frames:
     length = len(others[0])
     seconds: list[Frames] = []
     for start in range(0, length, FPS):
-        other, size = others[rng.integers(len(others))], min(FPS, length - start)
+        other, size = others[int(rng.integers(len(others)))], min(FPS, length - start)
         first = FPS * int(rng.integers((length - size) // FPS + 1))
         seconds.append(other[first : first + size])
     mixed = np.concatenate(seconds)
