@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 USAGE = 2
+INCOMPLETE = 3
 INTERRUPTED = 130
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for options it does not know or cannot read."""
@@ -162,6 +163,102 @@ def calibrate(
     _say(calibration.report(observed, experiment.memory.tau))
 
 
+@app.command()
+def train(
+    stages: Annotated[
+        list[str],
+        typer.Argument(help="codec decoder text base teacher causal-init dmd cdmd streaming"),
+    ],
+    preset: PresetName = "tiny",
+    out: Annotated[Path, typer.Option(help="folder of weights, metrics and checkpoints")] = Path(
+        "out/train"
+    ),
+    assets: Annotated[
+        Path | None, typer.Option(help="weights of earlier stages, where out has none")
+    ] = None,
+    seconds: Annotated[
+        list[float], typer.Option(help="budget: once for all, or once a stage")
+    ] = [],  # noqa: B006  the parser copies it
+    steps: Annotated[int | None, typer.Option(help="budget of each stage, in steps")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="films or captions a step, over all processes")
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option(help="micro-batches that a step's batch is cut in")
+    ] = 1,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="compute activations twice, keep few")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    workers: Annotated[int, typer.Option(help="processes that sample scenes")] = 0,
+    fill: Annotated[int, typer.Option(help="clips rendered before the first step")] = 2048,
+    capacity: Annotated[int, typer.Option(help="clips held in the pool")] = 8192,
+    clips: Annotated[int, typer.Option(help="distinct clips shown, time allowing")] = 20_480,
+    render: Annotated[int, typer.Option(help="clips rendered at a time")] = 64,
+    scripts: Annotated[int, typer.Option(help="scripts that films are rolled out for")] = 4096,
+    log_every: Annotated[int, typer.Option(help="steps from a row of metrics to the next")] = 50,
+    save_every: Annotated[
+        int | None, typer.Option(help="steps from a checkpoint to the next")
+    ] = None,
+    save_every_s: Annotated[
+        float | None, typer.Option(help="the same in seconds; 300 if neither is given")
+    ] = None,
+    samples_every: Annotated[
+        int | None, typer.Option(help="steps from a contact sheet to the next")
+    ] = None,
+    board: Annotated[
+        list[str], typer.Option(help="tensorboard or wandb, beside metrics.jsonl; repeatable")
+    ] = [],  # noqa: B006  the parser copies it
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever out holds")] = False,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    as_json: Json = False,
+) -> None:
+    """Train stages in order; what was stopped goes on, what is done is not done again.
+
+    Under torchrun a stage is spread over all of its processes. Exit code 3: the loss diverged.
+    """
+    import torch
+
+    from cfmodel import devices, pipeline, presets
+    from cfmodel.io import weights
+    from cfmodel.train import loop, run, sinks
+    from cfmodel.train import stages as tables
+
+    experiment = presets.preset(preset, tuple(overrides))
+    budgets = run.plan(stages, seconds, steps)
+    if unknown := [name for name in board if name not in sinks.BOARDS]:
+        raise ValueError(f"unknown board {unknown[0]!r}; use {' or '.join(sinks.BOARDS)}")
+    if save_every is None and save_every_s is None:
+        save_every_s = run.SAVE_EVERY_S
+    engine = loop.Engine(
+        log_every=log_every, save_every=save_every, save_every_s=save_every_s,
+        samples_every=samples_every, accumulate=accumulate, checkpointing=checkpointing,
+        boards=tuple(cast(Any, board)), resume=not fresh,
+    )  # fmt: skip
+    torch.set_float32_matmul_precision("high")
+    chosen = pipeline.choose_device(None if device == "auto" else device)
+    try:
+        with devices.joined(chosen) as place:
+            if devices.world().rank:
+                logging.getLogger().setLevel(logging.WARNING)
+            use = tables.Resources(
+                out=out, assets=assets or weights.assets() / experiment.family, device=place,
+                workers=workers, compiled=compiled, batch=batch, lr=lr, capacity=capacity,
+                fill=fill, clips=clips, render=render, scripts=scripts, accumulate=accumulate,
+            )  # fmt: skip
+            records = run.run(budgets, experiment, use, engine=engine)
+            if devices.world().rank == 0:
+                _say(records if as_json else run.lines(records))
+    except loop.DivergedError as error:
+        _fail(str(error), error, code=INCOMPLETE)
+    except loop.StoppedError as error:
+        _fail(str(error), error, code=INTERRUPTED)
+    except KeyboardInterrupt as error:
+        _fail("interrupted; the last checkpoint, if any, is whole", error, code=INTERRUPTED)
+
+
 def main() -> None:
     """The ``cfmodel`` script: every error of input is one line on stderr and exit code 2."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
@@ -187,10 +284,10 @@ def main() -> None:
         raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, error: BaseException) -> None:
+def _fail(message: str, error: BaseException, *, code: int = USAGE) -> None:
     line = " ".join(message.split())
     sys.stderr.write(f"cfmodel: {line}\n")
-    raise SystemExit(USAGE) from error
+    raise SystemExit(code) from error
 
 
 def _say(result: Any) -> None:

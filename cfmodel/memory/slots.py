@@ -7,8 +7,8 @@ Attention is free of order given positions, so nothing is shifted.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,6 +133,26 @@ class SlotMemory:
     def frames(self) -> int:
         """Latent frames committed so far."""
         return self._frames
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, for a run that goes on later; the history of tests is not."""
+        return {
+            "k": self._k, "v": self._v, "means": self._means, "frames": self._frames,
+            "slow": [[list(film) for film in layer] for layer in self._slow],
+            "promoted": self._promoted,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave to a memory of the same sizes."""
+        self.reset()
+        self._k, self._v = (state[name].to(self._device) for name in ("k", "v"))
+        means = state["means"]
+        self._means = None if means is None else means.to(self._device)
+        self._frames = state["frames"]
+        self._promoted = [list(layer) for layer in state["promoted"]]
+        for layer, films in zip(self._slow, state["slow"], strict=True):
+            for held, entries in zip(layer, films, strict=True):
+                held.extend((frame, slot) for frame, slot in entries)
 
     def slots(self, layer: int, sample: int = 0) -> tuple[FrameSlot, ...]:
         """What a layer remembers of one film, sink, slow, fast, each oldest first.

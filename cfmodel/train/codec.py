@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from cfmodel.config import Experiment
 from cfmodel.io.codec import MEAN, STD
-from cfmodel.io.weights import load_into, save_weights
+from cfmodel.io.weights import load_into
 from cfmodel.nn.tae import TinyAutoencoder
 from cfmodel.train.data import Batch, contiguous_clips, world_stream
-from cfmodel.train.loop import Trainable
 from cfmodel.train.pool import Ring, render_clips
+from cfmodel.train.state import Trainable, write_weights
 
 LATENT_NOISE = 0.04
 LATENT_PULL = 1e-3
@@ -73,15 +73,21 @@ class CodecStage:
         self._forward: nn.Module | Any = _Roundtrip(self.net)
         if compiled:
             self._forward = torch.compile(self._forward)
-        clip = contiguous_clips(CHUNKS, start_share=0.2)
-        rendered = min(RENDERED, 2 * batch)
-        self._stream = world_stream(clip, batch=rendered, stream="codec", workers=workers)
-        self._held_out = world_stream(clip, batch=min(batch, 16), stream="codec-held-out")
+        self._rendered, self._workers = min(RENDERED, 2 * batch), workers
+        self._stream: Iterator[Batch] | None = None
+        self._first_clips = FIRST_CLIPS if device.type == "cuda" else self._rendered
         self._pool = Ring(POOL_CLIPS)
         self._random = torch.Generator(device).manual_seed(0)
-        self.frames = 0
-        while self._pool.filled < (FIRST_CLIPS if device.type == "cuda" else rendered):
-            self._refill()
+        self.frames, self._batches = 0, 0
+
+    def _clip_stream(
+        self, name: str, batch: int, *, first: int = 0, workers: int = 0
+    ) -> Iterator[Batch]:
+        clip = contiguous_clips(CHUNKS, start_share=0.2)
+        return world_stream(clip, batch=batch, stream=name, workers=workers, first=first)
+
+    def _held_out(self) -> Iterator[Batch]:
+        return self._clip_stream("codec-held-out", min(self.batch, 16))
 
     def _pixels(self, stream: Iterator[Batch]) -> Tensor:
         rgb = render_clips(next(stream), self.experiment.geometry, self.device)
@@ -89,6 +95,11 @@ class CodecStage:
         return rgb
 
     def _refill(self) -> None:
+        if self._stream is None:
+            self._stream = self._clip_stream(
+                "codec", self._rendered, first=self._batches, workers=self._workers
+            )
+        self._batches += 1
         self._pool.put({"rgb": (self._pixels(self._stream) * 255 + 0.5).to(torch.uint8)})
 
     def _clips(self, step: int) -> Tensor:
@@ -96,6 +107,11 @@ class CodecStage:
         if step % REFILL_EVERY == 0:
             self._refill()
         return self._pool.draw(self.batch, self._random)["rgb"].float() / 255
+
+    def begin(self) -> None:
+        """Fills the pool."""
+        while self._pool.filled < self._first_clips:
+            self._refill()
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One update."""
@@ -115,10 +131,11 @@ class CodecStage:
     def evaluate(self) -> dict[str, float]:
         """PSNR over held-out clips, and latent statistics that go into the weights file."""
         net: Any = self.trainable.ema.eval()
+        held_out = self._held_out()
         values: list[Tensor] = []
         latents: list[Tensor] = []
         for _ in range(16 if self.device.type == "cuda" else 1):
-            rgb = self._pixels(self._held_out)
+            rgb = self._pixels(held_out)
             z = net.encode(rgb)
             out = net.decode(z).clamp(0, 1)
             values.append(psnr(out, rgb))
@@ -138,13 +155,37 @@ class CodecStage:
         if record.get("partial"):
             self.evaluate()
         tensors = {
-            **self.trainable.ema.state_dict(),
+            **self.trainable.export(),
             MEAN: self._mean,
             STD: self._std,
         }
         path = out / "codec.safetensors"
-        save_weights(path, tensors, config=self.experiment.to_json(), record=record)
+        write_weights(path, tensors, config=self.experiment.to_json(), record=record)
         return [path]
+
+    @torch.no_grad()
+    def samples(self) -> Tensor:
+        """Two held-out clips, each above what is made of it."""
+        net: Any = self.trainable.ema
+        rgb = render_clips(next(self._held_out()), self.experiment.geometry, self.device)[:2]
+        return torch.stack([rgb, net.decode(net.encode(rgb))], 1).flatten(0, 1)
+
+    def trainables(self) -> dict[str, Trainable]:
+        """The autoencoder."""
+        return {"net": self.trainable}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: clips, place in the stream, and which are read next."""
+        return {
+            "pool": self._pool.state_dict(), "random": self._random.get_state(),
+            "batches": self._batches, "frames": self.frames,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self._pool.load_state_dict(state["pool"], self.device)
+        self._random.set_state(state["random"])
+        self._batches, self.frames, self._stream = state["batches"], state["frames"], None
 
 
 class _Roundtrip(nn.Module):

@@ -3,7 +3,7 @@
 Dims: B films, F latent frames, G chunks, S text tokens, E text width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfmodel.config import Experiment, seed_for
+from cfmodel.devices import world
 from cfmodel.flow import FewStep, add_noise, x0_from_v
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.transformer import TextKV
@@ -51,6 +52,7 @@ class Texts:
         self._table, self._index = table.to(device), index.to(device)
         self._returns = returns
         self._device = device
+        self._world = world()
 
     @property
     def chunks(self) -> int:
@@ -62,6 +64,8 @@ class Texts:
     ) -> Tensor:
         """Texts (count, chunks, S, E) of random films, from their beginning.
 
+        Several processes draw for all films alike, and each gets its own.
+
         Args:
             count: films.
             chunks: their length.
@@ -69,12 +73,13 @@ class Texts:
             returning: share of films in whose last 7 chunks something comes back, as far as there
                 are such films.
         """
+        count *= self._world.size
         pick = torch.randint(len(self._index), (count,), generator=random)
         last = self._returns[:, max(0, chunks - TARGET // 3) : chunks].any(1).nonzero().squeeze(1)
         wanted = round(returning * count)
         if wanted and len(last):
             pick[:wanted] = last[torch.randint(len(last), (wanted,), generator=random)]
-        index = self._index[pick.to(self._device), :chunks]
+        index = self._index[self._world.mine(pick).to(self._device), :chunks]
         return self._table[index].float()
 
 
@@ -165,6 +170,14 @@ class Films(Protocol):
 
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next batch of films; with ``grad`` they carry gradients to the student."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
         ...
 
 
@@ -277,6 +290,14 @@ class FreshFilms:
         self.latents += roller.batch * chunks * 3
         return self._scored(torch.cat(parts, 1), text, held)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: no film goes on, so random numbers alone."""
+        return _drawn(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        _redraw(self, state)
+
     def _scored(self, film: Tensor, text: Tensor, held: list[list[int]]) -> Film:
         total = film.shape[1]
         start = total - TARGET
@@ -312,6 +333,26 @@ class FreshFilms:
             raise RuntimeError("a window in mid-film needs a codec to re-encode its first frame")
         first = self.reencode(film[:, max(0, start - SINK) : start + 1].detach())
         return torch.cat([first, film[:, start + 1 :]], 1)
+
+
+class _Drawing(Protocol):
+    roller: Roller
+    latents: int
+    choice: torch.Generator
+
+
+def _drawn(films: _Drawing) -> dict[str, Any]:
+    return {
+        "latents": films.latents,
+        "choice": films.choice.get_state(),
+        "draws": films.roller.draws.state_dict(),
+    }
+
+
+def _redraw(films: _Drawing, state: Mapping[str, Any]) -> None:
+    films.latents = state["latents"]
+    films.choice.set_state(state["choice"])
+    films.roller.draws.load_state_dict(state["draws"])
 
 
 def slow_frames(memory: SlotMemory, batch: int) -> list[list[int]]:
@@ -404,3 +445,20 @@ class StreamingFilms:
             film_window = film
         self._tail = film[:, -4:].detach()
         return Film(film_window, window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: random numbers, and the films in work."""
+        memory = None if self._memory is None else self._memory.state_dict()
+        return {**_drawn(self), "memory": memory, "text": self._text, "tail": self._tail}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        _redraw(self, state)
+        device = self.roller.draws.device
+        self._memory = None
+        if state["memory"] is not None:
+            self._memory = self.roller.memory()
+            self._memory.load_state_dict(state["memory"])
+        text, tail = state["text"], state["tail"]
+        self._text = None if text is None else text.to(device)
+        self._tail = None if tail is None else tail.to(device)

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from cfmodel.config import Experiment, Geometry
 from cfmodel.flow import shift_sigma
-from cfmodel.io.weights import save_weights
 from cfmodel.nn.masks import Mask, frame_mask, teacher_forcing
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
-from cfmodel.train.loop import Trainable
 from cfmodel.train.losses import flow_loss, noised
 from cfmodel.train.pool import Units
+from cfmodel.train.state import Lora, Trainable, write_weights
 
 EMPTY_SHARE = 0.1
 CONTEXT_NOISE = 0.2
@@ -42,6 +41,14 @@ class Objective(Protocol):
         """Held-out figures of a batch; called under autocast, without gradient."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        ...
+
 
 class Pool(Protocol):
     """Where clips come from."""
@@ -51,12 +58,24 @@ class Pool(Protocol):
         """Clips made so far."""
         ...
 
+    def fill(self) -> None:
+        """Makes the clips without which training must not begin."""
+        ...
+
     def refill(self) -> None:
         """Makes new clips."""
         ...
 
     def read(self, batch: int) -> Units:
         """Random clips."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
         ...
 
 
@@ -71,9 +90,10 @@ class FlowStage:
         pool: of clips.
         held_out: makes units that no pool holds, for the figures.
         empty_SE: the embedded empty text.
-        batch: clips a step.
+        batch: clips that this process takes in at a time.
         lr: peak learning rate.
         init: weights to begin with; None is a random network.
+        lora: train an adaptation of them instead of the weights themselves.
         refill_every: steps after which the pool takes in new clips, until it has shown ``clips``.
         clips: see there.
         compiled: compile the blocks.
@@ -93,6 +113,7 @@ class FlowStage:
         batch: int,
         lr: float,
         init: Mapping[str, Tensor] | None = None,
+        lora: Lora | None = None,
         refill_every: int = 10,
         clips: int = 20_480,
         compiled: bool = False,
@@ -112,12 +133,16 @@ class FlowStage:
         if init is not None:
             self.net.load_state_dict(dict(init))
         self.net.to(device)
-        self.trainable = Trainable(self.net, lr=lr, ema=0.999, warmup=300)
+        self.trainable = Trainable(self.net, lr=lr, ema=0.999, warmup=300, lora=lora)
         self.draws = Draws(device, seed)
         if compiled:
             # All blocks are one piece of code, so this compiles once.
             for block in self.net.blocks:
                 block.compile()
+
+    def begin(self) -> None:
+        """Fills the pool."""
+        self.pool.fill()
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One update, and now and then new clips."""
@@ -149,10 +174,28 @@ class FlowStage:
     def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
         """Writes the averaged weights."""
         path = out / f"{self.name}.safetensors"
-        save_weights(
-            path, self.trainable.ema.state_dict(), config=self.experiment.to_json(), record=record
+        write_weights(
+            path, self.trainable.export(), config=self.experiment.to_json(), record=record
         )
         return [path]
+
+    def trainables(self) -> dict[str, Trainable]:
+        """The network."""
+        return {"net": self.trainable}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: clips, random numbers, and what the objective has learnt."""
+        return {
+            "pool": self.pool.state_dict(),
+            "draws": self.draws.state_dict(),
+            "objective": self.objective.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.pool.load_state_dict(state["pool"])
+        self.draws.load_state_dict(state["draws"])
+        self.objective.load_state_dict(state["objective"])
 
 
 def half_traffic(x: Tensor) -> Tensor:
@@ -181,6 +224,13 @@ class Bidirectional:
         """The same loss."""
         return {"flow_loss": self.loss(net, units, draws)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it learns nothing on its way."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes nothing."""
+
 
 class TeacherForcing:
     """Every chunk is denoised given the clean chunks before it, all in one pass.
@@ -203,6 +253,13 @@ class TeacherForcing:
     def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
         """The loss with a clean context."""
         return {"flow_loss": self._loss(net, units, draws, units["x0"].new_zeros(()))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it learns nothing on its way."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes nothing."""
 
     def _loss(self, net: ObjectiveNet, units: Units, draws: Draws, spread: Tensor) -> Tensor:
         x0, text, chunk = units["x0"], units["text"], self.geometry.chunk

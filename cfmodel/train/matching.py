@@ -5,7 +5,7 @@ They differ in how films are rolled out and in what the teacher sees (``cfmodel.
 Dims: B films, F latent frames, S text tokens, E text width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from cfmodel.config import Experiment
 from cfmodel.flow import per_frame, shift_sigma
-from cfmodel.io.weights import save_weights
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.films import Film, Films
 from cfmodel.train.flow_stages import half_traffic
-from cfmodel.train.loop import Trainable
 from cfmodel.train.losses import dmd_gradient, dmd_loss, flow_loss, guided
+from cfmodel.train.state import Trainable, write_weights
 from cfmodel.train.teacher import score_flow
 
 SIGMA_RANGE = (0.02, 0.98)
+SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class MatchingStage:
         student: weights to begin with.
         teacher: weights of the teacher, and of the critic to begin with.
         compiled: compile the blocks.
+        decode: pixels (B, R, 3, Y, X) of latents, for samples.
         seed: of the draws.
 
     Source: arXiv:2602.06028 sections 6 and 7; there ``every`` is 5, ``critic_updates`` 1, and the
@@ -100,6 +101,7 @@ class MatchingStage:
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
         compiled: bool = False,
+        decode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         self.name, self.experiment, self.device = name, experiment, device
@@ -118,6 +120,7 @@ class MatchingStage:
         # make it another program to the compiler than the critic.
         self.teacher = self._net(teacher)
         self.draws = Draws(device, seed)
+        self._decode, self._seen = decode, torch.zeros(0)
 
     def _net(self, state: Mapping[str, Tensor]) -> VideoTransformer:
         net = VideoTransformer(self.experiment.model, self.experiment.geometry)
@@ -126,6 +129,9 @@ class MatchingStage:
             for block in net.blocks:
                 block.compile()
         return net.to(self.device)
+
+    def begin(self) -> None:
+        """Nothing to fill."""
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One batch of films: perhaps a student update, then the critic's updates."""
@@ -138,6 +144,7 @@ class MatchingStage:
             film = self.films.make(self.student.module, progress, grad=mine)
             metrics = self._student_step(film, progress) if mine else dict[str, Tensor]()
             seen = film._replace(target=film.target.detach())
+            self._seen = seen.target[:SHOWN]
             for _ in range(self.numbers.critic_updates):
                 metrics |= self._critic_step(seen, progress)
             return metrics
@@ -185,6 +192,22 @@ class MatchingStage:
     def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
         """Writes the averaged student."""
         path = out / f"{self.name}.safetensors"
-        state = self.student.ema.state_dict()
-        save_weights(path, state, config=self.experiment.to_json(), record=record)
+        write_weights(path, self.student.export(), config=self.experiment.to_json(), record=record)
         return [path]
+
+    def samples(self) -> Tensor:
+        """Films of the last step: pixels if there is a decoder, else latents."""
+        return self._seen if self._decode is None else self._decode(self._seen)
+
+    def trainables(self) -> dict[str, Trainable]:
+        """Student and critic."""
+        return {"student": self.student, "critic": self.critic}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: random numbers, and the films in work."""
+        return {"draws": self.draws.state_dict(), "films": self.films.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.draws.load_state_dict(state["draws"])
+        self.films.load_state_dict(state["films"])

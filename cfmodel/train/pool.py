@@ -3,13 +3,14 @@
 Dims: B clips, R pixel frames, F latent frames, G texts, S text tokens, E text width.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from cfmodel.config import Geometry
+from cfmodel.devices import World
 from cfmodel.tinyworld.render import render
 from cfmodel.tinyworld.tracks import Tracks
 from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET, Batch, ContextBatch
@@ -18,6 +19,7 @@ from cfmodel.train.draws import Draws
 Units = dict[str, Tensor]
 """Equally many rows of a few named columns."""
 
+ALONE = World(0, 1)
 RENDER_BLOCK = 3072  # frames; bounds the renderer's memory
 
 T = TypeVar("T")
@@ -64,16 +66,31 @@ class Ring:
         self.taken += count
         self.filled = min(self.filled + count, self.capacity)
 
-    def draw(self, count: int, random: torch.Generator) -> Units:
-        """Random units, with repetition.
+    def draw(self, count: int, random: torch.Generator, world: World = ALONE) -> Units:
+        """Random units, with repetition; each of several processes gets others of one draw.
 
         Raises:
             RuntimeError: nothing was put in yet.
         """
         if not self.filled:
             raise RuntimeError("the pool is empty; fill it first")
-        pick = torch.randint(self.filled, (count,), generator=random, device=random.device)
+        size = (count * world.size,)
+        pick = world.mine(torch.randint(self.filled, size, generator=random, device=random.device))
         return {name: column[pick.to(column.device)] for name, column in self._columns.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the units held, in their places."""
+        held = {name: column[: self.filled] for name, column in self._columns.items()}
+        return {"filled": self.filled, "taken": self.taken, "columns": held}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Restores what ``state_dict`` gave, on a device."""
+        self.filled, self.taken = state["filled"], state["taken"]
+        self._columns = {}
+        for name, held in state["columns"].items():
+            column = torch.empty(self.capacity, *held.shape[1:], dtype=held.dtype, device=device)
+            column[: self.filled] = held.to(device)
+            self._columns[name] = column
 
 
 class Embedder(Protocol):
@@ -92,34 +109,65 @@ class ClipPool(Generic[T]):
     """Ring of encoded clips.
 
     Args:
-        stream: endless batches.
+        stream: endless batches from a number on.
         make: a batch as units, on the device; floating point is kept as bfloat16.
         capacity: clips held.
         draws: which clips are read.
+        fill: clips that ``fill`` makes.
     """
 
     def __init__(
-        self, stream: Iterator[T], make: Callable[[T], Units], *, capacity: int, draws: Draws
+        self,
+        stream: Callable[[int], Iterator[T]],
+        make: Callable[[T], Units],
+        *,
+        capacity: int,
+        draws: Draws,
+        fill: int = 0,
     ) -> None:
-        self._stream, self._make, self._draws = stream, make, draws
+        self._open, self._make, self._draws, self._fill = stream, make, draws, fill
         self._ring = Ring(capacity)
+        self._stream: Iterator[T] | None = None
+        self._batches = 0
 
     @property
     def distinct(self) -> int:
         """Clips made so far."""
         return self._ring.taken
 
+    def fill(self) -> None:
+        """Makes clips until the number is reached from which training may begin."""
+        while self.distinct < self._fill:
+            self.refill()
+
     def refill(self) -> None:
         """Makes and stores one batch of the stream."""
+        if self._stream is None:
+            self._stream = self._open(self._batches)
         units = self._make(next(self._stream))
+        self._batches += 1
         self._ring.put(
             {n: x.to(torch.bfloat16) if x.is_floating_point() else x for n, x in units.items()}
         )
 
     def read(self, batch: int) -> Units:
         """Random clips of those held; floating point as float32."""
-        units = self._ring.draw(batch, self._draws.generator)
+        units = self._ring.draw(batch, self._draws.generator, self._draws.world)
         return {n: x.float() if x.is_floating_point() else x for n, x in units.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: clips, place in the stream, and which are read next."""
+        return {
+            "ring": self._ring.state_dict(),
+            "draws": self._draws.state_dict(),
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self._ring.load_state_dict(state["ring"], self._draws.device)
+        self._draws.load_state_dict(state["draws"])
+        self._batches, self._stream = state["batches"], None
 
 
 def _texts(embedder: Embedder, texts: list[tuple[str, ...]], device: torch.device) -> Tensor:

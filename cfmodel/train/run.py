@@ -1,32 +1,118 @@
-"""Stages of training, one after the other."""
+"""Stages of training, one after the other: what the verb ``cfmodel train`` does."""
 
-from typing import Any
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
-from cfmodel.config import Experiment
-from cfmodel.train.loop import train
+import torch
+
+from cfmodel.config import Experiment, seed_for
+from cfmodel.devices import barrier
+from cfmodel.train import checkpoint
+from cfmodel.train.loop import Engine, stopping, train
 from cfmodel.train.stages import STAGES, Resources, Shared, Stage
 
-SAVE_EVERY_S = 100.0
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a stage may spend; whichever ends first."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+
+def plan(stages: Sequence[str], seconds: Sequence[float], steps: int | None) -> dict[Stage, Budget]:
+    """Budgets by stage, in order.
+
+    Args:
+        stages: names.
+        seconds: one budget for each, one for all, or none.
+        steps: for each.
+
+    Raises:
+        ValueError: an unknown or repeated stage, or budgets that do not fit.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stage {unknown[0]!r}; use {', '.join(STAGES)}")
+    if len(set(stages)) != len(stages):
+        raise ValueError(f"stages {' '.join(stages)}: each may come once")
+    if len(seconds) not in (0, 1, len(stages)):
+        raise ValueError(
+            f"{len(seconds)} budgets for {len(stages)} stages; give --seconds once, or once a stage"
+        )
+    if not seconds and steps is None:
+        raise ValueError("no budget; give --seconds or --steps")
+    if any(not value > 0 for value in (*seconds, *(() if steps is None else (steps,)))):
+        raise ValueError("a budget is not positive; give seconds and steps above 0")
+    each = list(seconds) * len(stages) if len(seconds) == 1 else list(seconds)
+    return {
+        cast(Stage, stage): Budget(seconds=each[k] if each else None, steps=steps)
+        for k, stage in enumerate(stages)
+    }
 
 
 def run(
-    stages: list[Stage],
-    experiment: Experiment,
-    use: Resources,
-    *,
-    seconds: list[float] | None = None,
-    steps: int | None = None,
+    budgets: dict[Stage, Budget], experiment: Experiment, use: Resources, *, engine: Engine
 ) -> dict[str, Any]:
-    """Runs stages in order; they share frozen networks and pools. Returns their records."""
+    """Runs stages in order; they share frozen networks and pools. Returns their records.
+
+    A stage that is done, with the same settings, is not done again; one that was stopped goes on.
+
+    Raises:
+        ValueError: a setting does not fit, or weights of an earlier stage are missing.
+        DivergedError: a loss exploded.
+        StoppedError: Ctrl-C or SIGTERM came.
+    """
     records: dict[str, Any] = {}
     shared: Shared = {}
-    for k, stage in enumerate(stages):
+    for stage, budget in budgets.items():
+        # Of one run: what a checkpoint of it must have been made with.
+        identity = {
+            "preset": experiment.key(), "batch": use.batch, "accumulate": use.accumulate,
+        }  # fmt: skip
+        settings = {**identity, "lr": use.lr, "seconds": budget.seconds, "steps": budget.steps}
+        if engine.resume and (done := _done(use.out, stage, settings)):
+            logger.info("%s is done already; --fresh does it again", stage)
+            records[stage] = done
+            continue
+        if not engine.resume:
+            checkpoint.remove(checkpoint.folder_of(use.out, stage))
+            barrier()
+        # The first weights of a network that draws its own.
+        torch.manual_seed(seed_for("train", stage))
         strategy = STAGES[stage](experiment, use, shared)
-        records[stage] = train(
-            strategy,
-            use.out,
-            steps=steps,
-            seconds=seconds[k] if seconds else None,
-            save_every_s=SAVE_EVERY_S,
-        )
+        with stopping() as stop:
+            records[stage] = train(
+                strategy,
+                use.out,
+                steps=budget.steps,
+                seconds=budget.seconds,
+                engine=replace(engine, identity=identity, settings=settings, stop=stop),
+            )
     return records
+
+
+def lines(records: dict[str, Any]) -> list[str]:
+    """Records as lines of text."""
+    return [
+        f"{stage}: {record['steps']} steps in {record['seconds']:.0f} s, "
+        + ", ".join(f"{name} {value:.4g}" for name, value in record["evaluation"].items())
+        for stage, record in records.items()
+    ]
+
+
+def _done(out: Path, stage: Stage, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a stage that was finished with these settings."""
+    path = out / f"{stage}-record.json"
+    if not path.is_file() or checkpoint.newest(checkpoint.folder_of(out, stage)):
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record.get("run") == settings else None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from cfmodel.config import Experiment, Family
+from cfmodel.devices import world
 from cfmodel.io.weights import Weights, load_weights
 from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import context_clips, contiguous_clips, scripts, world_stream
@@ -24,6 +25,7 @@ from cfmodel.train.frozen import Frozen
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
 from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
+from cfmodel.train.state import Lora, local_rows
 from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.text import TextStage
 
@@ -52,6 +54,7 @@ class Numbers:
     flow_batch: int
     base_lr: float
     teacher_lr: float
+    teacher_lora: Lora | None
     causal_lr: float
     flow_shift: float
     recycling: Recycling
@@ -67,6 +70,7 @@ _SMALL_NUMBERS = Numbers(
     flow_batch=192,
     base_lr=1e-3,
     teacher_lr=5e-4,
+    teacher_lora=None,
     causal_lr=5e-4,
     flow_shift=1.0,
     recycling=Recycling(bins=20, entries=64),
@@ -88,6 +92,7 @@ NUMBERS: dict[Family, Numbers] = {
         flow_batch=8,
         base_lr=1e-5,
         teacher_lr=1e-4,
+        teacher_lora=Lora(rank=128, alpha=128),
         causal_lr=1e-5,
         flow_shift=5.0,
         recycling=Recycling(),
@@ -105,7 +110,11 @@ NUMBERS: dict[Family, Numbers] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a stage may use. ``assets`` holds the weights of the stages before it."""
+    """What a stage may use.
+
+    ``assets`` holds the weights of the stages before it; ``batch`` counts the films or captions of
+    a step over all processes and all of its ``accumulate`` micro-batches.
+    """
 
     out: Path
     assets: Path
@@ -119,6 +128,15 @@ class Resources:
     clips: int = 20_480
     render: int = 64
     scripts: int = 4096
+    accumulate: int = 1
+
+    def rows(self, default: int) -> int:
+        """Films or captions that a process takes in at a time.
+
+        Raises:
+            ValueError: the batch does not divide equally.
+        """
+        return local_rows(self.batch or default, (world().size, self.accumulate), "batch")
 
     def weights(self, name: str) -> Weights:
         """Weights of an earlier stage: of this run, else of the assets.
@@ -133,21 +151,21 @@ class Resources:
 def _codec(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return CodecStage(
         experiment, use.device, workers=use.workers, compiled=use.compiled,
-        batch=use.batch or CODEC_BATCH, lr=use.lr or CODEC_LR,
+        batch=use.rows(CODEC_BATCH), lr=use.lr or CODEC_LR,
     )  # fmt: skip
 
 
 def _decoder(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return CodecStage(
         experiment, use.device, init=use.weights("codec").tensors, workers=use.workers,
-        compiled=use.compiled, batch=use.batch or CODEC_BATCH, lr=use.lr or DECODER_LR,
+        compiled=use.compiled, batch=use.rows(CODEC_BATCH), lr=use.lr or DECODER_LR,
     )  # fmt: skip
 
 
 def _text(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return TextStage(
         experiment, use.device, workers=use.workers, compiled=use.compiled,
-        batch=use.batch or TEXT_BATCH, lr=use.lr or TEXT_LR,
+        batch=use.rows(TEXT_BATCH), lr=use.lr or TEXT_LR,
     )  # fmt: skip
 
 
@@ -170,11 +188,15 @@ def _pool(
         sample = contiguous_clips(CLIP_CHUNKS)
         make = clip_units(frozen, experiment.geometry, use.device)
     if name not in shared:
-        stream = world_stream(sample, batch=use.render, stream=name, workers=use.workers)
-        pool = ClipPool(stream, make, capacity=use.capacity, draws=Draws(use.device, 2))
-        while pool.distinct < use.fill:
-            pool.refill()
-        shared[name] = pool
+
+        def stream(first: int) -> Any:
+            return world_stream(
+                sample, batch=use.render, stream=name, workers=use.workers, first=first
+            )
+
+        shared[name] = ClipPool(
+            stream, make, capacity=use.capacity, draws=Draws(use.device, 2), fill=use.fill
+        )
     held_out = world_stream(sample, batch=min(HELD_OUT, use.render), stream=f"{name}-held-out")
     return shared[name], lambda: make(next(held_out))
 
@@ -188,14 +210,15 @@ def _flow(
     *,
     lr: float,
     init: str | None,
+    lora: Lora | None = None,
     pool: str = "contiguous",
 ) -> Strategy:
     clips, held_out = _pool(pool, experiment, use, shared)
     return FlowStage(
         name, objective, experiment, use.device, clips, held_out,
         _frozen(experiment, use, shared).embed([""])[0],
-        init=use.weights(init).tensors if init else None, compiled=use.compiled, clips=use.clips,
-        batch=use.batch or NUMBERS[experiment.family].flow_batch, lr=use.lr or lr,
+        init=use.weights(init).tensors if init else None, lora=lora, compiled=use.compiled,
+        clips=use.clips, batch=use.rows(NUMBERS[experiment.family].flow_batch), lr=use.lr or lr,
     )  # fmt: skip
 
 
@@ -218,7 +241,7 @@ def _teacher(experiment: Experiment, use: Resources, shared: Shared) -> Strategy
     objective = ContextTeacher(experiment, use.device, numbers.recycling, shift=numbers.flow_shift)
     return _flow(
         "teacher", objective, experiment, use, shared, lr=numbers.teacher_lr, init="base",
-        pool="context",
+        lora=numbers.teacher_lora, pool="context",
     )  # fmt: skip
 
 
@@ -242,7 +265,7 @@ def _matching(
     *, student: str, teacher: str,
 ) -> Strategy:  # fmt: skip
     numbers, frozen = NUMBERS[experiment.family], _frozen(experiment, use, shared)
-    roller = Roller(experiment, use.batch or numbers.films, Draws(use.device, 3))
+    roller = Roller(experiment, use.rows(numbers.films), Draws(use.device, 3))
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     if name == "streaming":
         texts = _texts(STREAM_LATENTS // 3, experiment, use, shared)
@@ -258,7 +281,7 @@ def _matching(
     return MatchingStage(
         name, experiment, use.device, films, frozen.embed([""])[0], matching,
         student=use.weights(student).tensors, teacher=use.weights(teacher).tensors,
-        compiled=use.compiled,
+        compiled=use.compiled, decode=frozen.decode,
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 Dims: B batch, F latents of context and target, S text tokens, E text width.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -116,6 +119,15 @@ class ContextTeacher:
         on_clean = put(*self.clean.draw(draws, sigma_B, batch), r.target)
         on_noise = put(*self.noise.draw(draws, sigma_B, batch), r.noise)
         return context, on_clean, on_noise
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: both banks."""
+        return {"clean": self.clean.state_dict(), "noise": self.noise.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.clean.load_state_dict(state["clean"])
+        self.noise.load_state_dict(state["noise"])
 
     def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
         """Losses without errors: of all clips, and of those where something returns.

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cfmodel.config import Experiment, seed_for
 from cfmodel.io.text import BytePooler, byte_ids
-from cfmodel.io.weights import save_weights
 from cfmodel.tinyworld.caption import Mentions, caption, parse, sample_mentions
 from cfmodel.tinyworld.scene import (
     COLORS,
@@ -26,7 +25,7 @@ from cfmodel.tinyworld.scene import (
     Scene,
     sample_scene,
 )
-from cfmodel.train.loop import Trainable
+from cfmodel.train.state import Trainable, write_weights
 
 # Class 0 of every head is "not said".
 VOCABULARY: dict[str, tuple[object, ...]] = {
@@ -99,13 +98,13 @@ def sample_caption(seed: int, *, held_out: bool) -> tuple[str, list[int]]:
 
 
 class _Captions(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, first: int) -> None:
+        self.batch, self.first = batch, first
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         torch.set_num_threads(1)
         info = get_worker_info()
-        number = info.id if info else 0
+        number = self.first + (info.id if info else 0)
         while True:
             yield _collate(
                 [
@@ -141,20 +140,33 @@ class TextStage:
         self.net = BytePooler(experiment.text, heads).to(device)
         self.trainable = Trainable(self.net, lr=lr, ema=0.995, warmup=200)
         self._forward: Any = torch.compile(self.net, dynamic=True) if compiled else self.net
-        loader = DataLoader(
-            _Captions(batch),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="fork" if workers else None,
-        )
-        self._stream = iter(loader)
-        self.captions = 0
+        self._batch, self._workers, self._batches = batch, workers, 0
+        self._stream: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    @property
+    def captions(self) -> int:
+        """Captions shown."""
+        return self._batches * self._batch
+
+    def _next(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._stream is None:
+            loader = DataLoader(
+                _Captions(self._batch, self._batches),
+                batch_size=None,
+                num_workers=self._workers,
+                prefetch_factor=4 if self._workers else None,
+                multiprocessing_context="fork" if self._workers else None,
+            )
+            self._stream = iter(loader)
+        self._batches += 1
+        return next(self._stream)
+
+    def begin(self) -> None:
+        """Nothing to fill."""
 
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One update on fresh captions."""
-        ids, mask, labels = (x.to(self.device, non_blocking=True) for x in next(self._stream))
-        self.captions += len(ids)
+        ids, mask, labels = (x.to(self.device, non_blocking=True) for x in self._next())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self._forward(ids, mask)
             logits = self.net.classify(tokens)
@@ -192,7 +204,19 @@ class TextStage:
     def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
         """Writes the averaged encoder; the heads go along as the proof of what it knows."""
         path = out / "text.safetensors"
-        save_weights(
-            path, self.trainable.ema.state_dict(), config=self.experiment.to_json(), record=record
+        write_weights(
+            path, self.trainable.export(), config=self.experiment.to_json(), record=record
         )
         return [path]
+
+    def trainables(self) -> dict[str, Trainable]:
+        """The encoder and its heads."""
+        return {"net": self.trainable}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the place in the stream."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self._batches, self._stream = state["batches"], None

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfmodel.train.loop import DivergedError, Trainable, train
+from cfmodel.train.loop import DivergedError, Engine, train
 from cfmodel.train.losses import clean, dmd_gradient, dmd_loss, flow_loss, guided, noised
+from cfmodel.train.state import Trainable
 
 SHAPE = (2, 3, 4, 2, 2)
 
@@ -77,7 +78,7 @@ class _Stage:
 
 def test_loop_stops_at_its_budget_and_learns(tmp_path: Path) -> None:
     stage = _Stage()
-    record = train(stage, tmp_path, steps=40, log_every=1)
+    record = train(stage, tmp_path, steps=40, engine=Engine(log_every=1))
     rows = (tmp_path / "toy-metrics.jsonl").read_text().splitlines()
     assert record["steps"] == len(rows) == 40
     assert json.loads(rows[-1])["loss"] < json.loads(rows[0])["loss"]
@@ -89,5 +90,5 @@ def test_loop_refuses_no_budget_and_stops_on_divergence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="budget"):
         train(_Stage(), tmp_path)
     with pytest.raises(DivergedError):
-        train(_Stage([1.0, float("nan")]), tmp_path, steps=5, log_every=1)
+        train(_Stage([1.0, float("nan")]), tmp_path, steps=5, engine=Engine(log_every=1))
     assert not (tmp_path / "saved.json").exists()

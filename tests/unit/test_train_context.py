@@ -184,9 +184,8 @@ def test_ring_replaces_the_oldest():
 
 
 def test_pool_keeps_halves_and_gives_floats():
-    stream = iter(range(100))
     pool = ClipPool(
-        stream,
+        lambda first: iter(range(first, 100)),
         lambda k: {"x0": torch.full((1, 2), k / 3), "valid": torch.ones(1, dtype=torch.bool)},
         capacity=4,
         draws=Draws(CPU, 0),
