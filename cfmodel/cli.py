@@ -10,6 +10,7 @@ import typer
 
 USAGE = 2
 INCOMPLETE = 3
+INCOMPLETE = 3
 INTERRUPTED = 130
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for options it does not know or cannot read."""
@@ -257,6 +258,61 @@ def train(
         _fail(str(error), error, code=INTERRUPTED)
     except KeyboardInterrupt as error:
         _fail("interrupted; the last checkpoint, if any, is whole", error, code=INTERRUPTED)
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(help="folder of films, each with a .txt beside it; or .csv or .jsonl")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the shards; a run goes on where it stopped")],
+    preset: PresetName = "tiny",
+    latents: Annotated[int, typer.Option(help="latent frames of a clip")] = 42,
+    min_latents: Annotated[
+        int | None, typer.Option(help="shortest clip at a film's end; default: --latents")
+    ] = None,
+    min_seconds: Annotated[float, typer.Option(help="shortest film")] = 10.0,
+    shard_mib: Annotated[int, typer.Option(help="size of a shard")] = 256,
+    root: Annotated[
+        Path | None, typer.Option(help="folder of a table's files; default: the table's")
+    ] = None,
+    file_key: Annotated[str, typer.Option(help="a table's column of films")] = "file",
+    caption_key: Annotated[str, typer.Option(help="a table's column of captions")] = "caption",
+    embed: Annotated[bool, typer.Option("--embed", help="store embedded captions too")] = False,
+    part: Annotated[str, typer.Option(help="2/8 takes every eighth film from the second")] = "1/1",
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="probe films, write nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Encode films and captions into shards of latents; exit code 3 if films were refused."""
+    from cfmodel import pipeline, presets
+    from cfmodel import prepare as prepares
+    from cfmodel.io.captions import list_films
+
+    experiment = presets.preset(preset, tuple(overrides))
+    cut = prepares.Cut(
+        latents=latents,
+        min_latents=latents if min_latents is None else min_latents,
+        min_s=min_seconds,
+        shard_mib=shard_mib,
+        part=prepares.part_of(part),
+    )
+    films = list_films(source, root=root, file_key=file_key, caption_key=caption_key)
+    where = pipeline.choose_device(None if device == "auto" else device)
+    codec = pipeline.load_codec(experiment, device=where)
+    text = pipeline.load_text(experiment, device=where) if embed else None
+    run = prepares.survey if dry_run else prepares.prepare
+    try:
+        result = run(films, out, experiment=experiment, cut=cut, codec=codec, text=text)
+    except KeyboardInterrupt as error:
+        sys.stderr.write(
+            "cfmodel: interrupted; the same command goes on behind the last whole shard\n"
+        )
+        raise SystemExit(INTERRUPTED) from error
+    _say(result if as_json else prepares.lines(result))
+    if result["refused"]:
+        raise SystemExit(INCOMPLETE)
 
 
 def main() -> None:
