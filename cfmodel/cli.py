@@ -10,7 +10,6 @@ import typer
 
 USAGE = 2
 INCOMPLETE = 3
-INCOMPLETE = 3
 INTERRUPTED = 130
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for options it does not know or cannot read."""
@@ -306,10 +305,8 @@ def prepare(
     try:
         result = run(films, out, experiment=experiment, cut=cut, codec=codec, text=text)
     except KeyboardInterrupt as error:
-        sys.stderr.write(
-            "cfmodel: interrupted; the same command goes on behind the last whole shard\n"
-        )
-        raise SystemExit(INTERRUPTED) from error
+        again = "interrupted; the same command goes on behind the last whole shard"
+        _fail(again, error, code=INTERRUPTED)
     _say(result if as_json else prepares.lines(result))
     if result["refused"]:
         raise SystemExit(INCOMPLETE)
