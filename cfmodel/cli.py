@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -337,7 +337,7 @@ def main() -> None:
         raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, error: BaseException, *, code: int = USAGE) -> None:
+def _fail(message: str, error: BaseException, *, code: int = USAGE) -> NoReturn:
     line = " ".join(message.split())
     sys.stderr.write(f"cfmodel: {line}\n")
     raise SystemExit(code) from error
