@@ -81,7 +81,8 @@ def _version(package: str) -> str:
 def _git(tree: Path, *args: str) -> bytes | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(tree), *args],
+            # Or diff would renew the index, and leave its lock behind when killed.
+            ["git", "--no-optional-locks", "-C", str(tree), *args],
             capture_output=True,
             timeout=GIT_TIMEOUT_S,
             check=False,

@@ -30,6 +30,17 @@ def test_revision_follows_the_tree(tmp_path: Path):
     assert provenance.revision(tmp_path)["diff"] != changed["diff"]
 
 
+def test_the_index_is_left_alone(tmp_path: Path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("1\n")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-qm", "first")
+    before = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(tmp_path / "a.py", (1, 1))  # a stat that differs makes git want to renew the index
+    assert provenance.revision(tmp_path)["dirty"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == before
+
+
 def test_an_installed_copy_inside_a_foreign_checkout_has_no_commit(tmp_path: Path):
     git(tmp_path, "init", "-q")
     (tmp_path / "theirs.py").write_text("1\n")
