@@ -82,7 +82,7 @@ def _git(tree: Path, *args: str) -> bytes | None:
     try:
         done = subprocess.run(
             # Or diff would renew the index, and leave its lock behind when killed.
-            ["git", "--no-optional-locks", "-C", str(tree), *args],
+            ["git", "-c", "diff.autoRefreshIndex=false", "-C", str(tree), *args],
             capture_output=True,
             timeout=GIT_TIMEOUT_S,
             check=False,
