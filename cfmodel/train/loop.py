@@ -8,6 +8,7 @@ is not finite or explodes ends the run before anything is written over.
 import json
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -148,12 +149,18 @@ class Engine:
 
 @contextmanager
 def stopping() -> Generator[Callable[[], bool]]:
-    """A question whether Ctrl-C or SIGTERM came; a second one interrupts at once."""
-    asked = False
+    """A question whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once.
+
+    A launcher sends SIGTERM after a Ctrl-C that its processes saw too, so SIGTERM only asks. Worker
+    processes, which a terminal's Ctrl-C reaches as well, live on until the run is saved.
+    """
+    asked, owner = False, os.getpid()
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if os.getpid() != owner:
+            return
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
         logger.warning("stopping after this step; once more stops at once and saves nothing")

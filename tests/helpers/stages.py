@@ -49,7 +49,9 @@ def stage(name: str, *, lora: Any = None, lr: float = 0.3) -> Resumable:
         objective: Any = {
             "base": lambda: Bidirectional(),
             "causal-init": lambda: TeacherForcing(NANO.geometry),
-            "teacher": lambda: ContextTeacher(NANO, CPU, Recycling(bins=2, entries=2, updates=1)),
+            "teacher": lambda: ContextTeacher(
+                NANO, CPU, Recycling(bins=2, entries=2, updates=1, noise=0.9, clean=0.1)
+            ),
         }[name]()
         pool = ClipPool(count, lambda k: clips(k, frames), capacity=8, draws=Draws(CPU, 2), fill=4)
         return FlowStage(
