@@ -69,7 +69,8 @@ def draw_sheet(
     height = (WIDTH_IN - LABELS_IN) * rows_px / columns_px + 0.6
     with figure(out, 1, 1, (WIDTH_IN, height)) as (_, grid):
         axes = grid[0]
-        axes.imshow(sheet, interpolation="antialiased")
+        # Of a fixed shape the axes would grow over the room that the layout left for labels.
+        axes.imshow(sheet, interpolation="antialiased", aspect="auto")
         axes.grid(visible=False)
         for side in axes.spines.values():
             side.set_visible(False)
