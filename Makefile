@@ -6,7 +6,9 @@
 PROMPTS ?= 2
 SEEDS ?= 1
 SECONDS ?= 60
-SYSTEMS ?= tiny/all
+# The paper's rows, the baselines and the references; tiny/all has every row.
+SYSTEMS ?= tiny/ours,tiny/uniform-1,tiny/uniform-2,tiny/no-cdmd,tiny/absolute,tiny/no-slow,$\
+    tiny/self-forcing,tiny/longlive,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
 OUT ?= out/reproduce
 
 BIN := .venv/bin

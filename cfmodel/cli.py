@@ -41,6 +41,9 @@ def sample(
     ] = None,
     seconds: Annotated[float, typer.Option(help="length of a film")] = 60.0,
     seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
+    after: Annotated[
+        Path | None, typer.Option("--continue", help="film to go on from, for --seconds")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="film to write; with --prompts the folder of films")
     ] = Path("film.mp4"),
@@ -72,6 +75,7 @@ def sample(
         seed=seed,
         device=None if device == "auto" else device,
         attention=cast(Any, attention),
+        after=after,
     )
     said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
     _say(result if as_json else said)

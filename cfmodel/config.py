@@ -22,6 +22,7 @@ Family = Literal["nano", "tiny", "wan-1.3b"]
 Attention = Literal["auto", "sdpa", "flex", "flash"]
 
 SCHEMA = 1
+MAX_SECONDS = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,17 @@ class Geometry:
         """Chunks that cover ``seconds`` of film, rounded up so that no pixel frame is missing.
 
         Raises:
-            ValueError: ``seconds`` is not positive.
+            ValueError: ``seconds`` is not positive, or more than a day.
 
         Example:
             >>> Geometry().chunks_for(60)
             81
         """
-        if not seconds > 0 or not math.isfinite(seconds):
-            raise ValueError(f"seconds={seconds}: expected a positive number of seconds")
+        if not 0 < seconds <= MAX_SECONDS:
+            raise ValueError(
+                f"seconds={seconds:g}: expected a positive number of seconds, at most "
+                f"{MAX_SECONDS} (a day)"
+            )
         frames = math.ceil(seconds * self.fps)
         latents = 1 + math.ceil((frames - 1) / self.vae_stride[0])
         return math.ceil(latents / self.chunk)

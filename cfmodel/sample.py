@@ -3,21 +3,27 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cfmodel.config import Attention, Experiment, digest
+from cfmodel.config import Attention, Experiment, Geometry, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 FILM = ".mp4"
+MAX_FILE_BYTES = 64 << 20
 QUIET_S = 60.0
 """Seconds between lines of progress where stderr is no terminal."""
 
@@ -44,6 +50,8 @@ def read_scripts(path: Path, seconds: float) -> list[Script]:
         ValueError: no such file, no UTF-8, no prompts, or a line that cannot be used.
     """
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; split it")
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
@@ -59,8 +67,7 @@ def read_scripts(path: Path, seconds: float) -> list[Script]:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not scripts:
         raise ValueError(f"{path} holds no prompts; write one a line")
-    ids = [script.id for script in scripts]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
+    twice = sorted(name for name, n in Counter(script.id for script in scripts).items() if n > 1)
     if twice:
         raise ValueError(f"{path}: prompt {twice[0]!r} stands there twice; ids must differ")
     return scripts
@@ -143,8 +150,12 @@ def sample(
     seed: int,
     device: str | None,
     attention: Attention,
+    after: Path | None = None,
 ) -> dict[str, Any]:
     """Makes the films of ``scripts`` at ``paths``, and returns what was made.
+
+    With ``after`` each film begins with the pictures of that film, cut to whole chunks, and goes on
+    from them for ``seconds``.
 
     Raises:
         ValueError: weights, device or backend cannot be used.
@@ -154,7 +165,12 @@ def sample(
     from cfmodel.video import FilmWriter
 
     geometry = experiment.geometry
-    chunks, wanted = geometry.chunks_for(seconds), round(seconds * geometry.fps)
+    chunks, wanted = geometry.chunks_for(seconds), max(1, round(seconds * geometry.fps))
+    history = None if after is None else read_history(after, geometry)
+    if history is not None:
+        # A later chunk has more pixel frames than the first of a film.
+        chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
+        wanted += history.shape[1]
     pipeline = load(experiment, device=device, attention=attention)
     films = []
     with _progress(chunks * len(scripts)) as advance:
@@ -165,9 +181,11 @@ def sample(
             with FilmWriter(
                 path, fps=geometry.fps, height=geometry.height, width=geometry.width
             ) as writer:
-                for frames_BRYXC in pipeline.films([request], chunks):
+                if history is not None:
+                    writer.write(history[0].numpy())
+                for frames_BRYXC in pipeline.films([request], chunks, history=history):
                     # The last chunk may reach beyond the seconds asked for.
-                    kept = frames_BRYXC[0, : max(wanted, 1) - writer.frames]
+                    kept = frames_BRYXC[0, : wanted - writer.frames]
                     writer.write(kept.numpy())
                     advance(len(kept))
             films.append(_made(path, script, seed, writer.frames, time.monotonic() - began))
@@ -178,6 +196,38 @@ def sample(
         **pipeline.record(),
         "films": films,
     }
+
+
+def read_history(path: Path, geometry: Geometry) -> "Tensor":
+    """Pictures (1, R, Y, X, 3) of a film at the geometry's rate and size, cut to whole chunks.
+
+    Raises:
+        ValueError: no such film, one that cannot be decoded, or one shorter than a chunk.
+    """
+    import numpy as np
+    import torch
+
+    from cfmodel.io.film import FilmError, frames
+
+    if not path.is_file():
+        raise ValueError(f"no film at {path}; check --continue")
+    try:
+        shown = [
+            picture.rgb_YXC
+            for picture in frames(
+                path, fps=geometry.fps, height=geometry.height, width=geometry.width
+            )
+        ]
+    except FilmError as error:
+        raise ValueError(f"{path}: {error}; use another film for --continue") from error
+    latents = 1 + (len(shown) - 1) // geometry.vae_stride[0]
+    whole = latents // geometry.chunk * geometry.chunk
+    if not whole:
+        raise ValueError(
+            f"{path} has {len(shown)} pictures at {geometry.fps} a second, less than a chunk; use "
+            f"a film of at least {geometry.pixel_frames(geometry.chunk)}"
+        )
+    return torch.from_numpy(np.stack(shown[: geometry.pixel_frames(whole)]))[None]
 
 
 def _made(path: Path, script: Script, seed: int, frames: int, wall_s: float) -> dict[str, Any]:

@@ -40,11 +40,20 @@ def check_text(text: str, max_bytes: int) -> str:
     """``text`` itself.
 
     Raises:
-        ValueError: it is empty, or longer than ``max_bytes`` in UTF-8.
+        ValueError: it is empty, holds bytes that are no UTF-8 or a NUL, or is longer than
+            ``max_bytes`` in UTF-8.
     """
     if not text.strip():
         raise ValueError("empty prompt; describe what the film shows")
-    size = len(text.encode("utf-8"))
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt is not UTF-8 (character {error.start}); type it in a UTF-8 terminal, or use "
+            "--prompts with a UTF-8 file"
+        ) from error
+    if "\0" in text:
+        raise ValueError("prompt holds a NUL character; remove it")
     if size > max_bytes:
         raise ValueError(
             f"prompt of {size} bytes, but text.max_bytes={max_bytes}; shorten it: {text[:40]!r}..."

@@ -188,7 +188,10 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     """
     report = misfits(module.state_dict(), tensors)
     if report:
-        raise ValueError(f"{where} does not fit {type(module).__name__}: {report}")
+        raise ValueError(
+            f"{where} does not fit {type(module).__name__}: {report}; use the preset that these "
+            "weights were made for, or name others with --set weights=PATH"
+        )
     module.load_state_dict(dict(tensors))
 
 

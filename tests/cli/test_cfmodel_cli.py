@@ -137,6 +137,9 @@ def test_a_changed_field_makes_a_custom_row(run):
         (("--prompt", "a", "--seconds", "-1"), "expected a positive number of seconds"),
         (("--prompt", "a", "--seconds", "0"), "expected a positive number of seconds"),
         (("--prompt", "a", "--seconds", "nan"), "expected a positive number of seconds"),
+        (("--prompt", "a", "--seconds", "1e9"), "at most 86400 (a day)"),
+        (("--prompt", "a\udcff"), "is not UTF-8"),
+        (("--prompt", "a", "--continue", "none.mp4"), "no film at none.mp4"),
         (("--prompt", "a", "--seconds", "ten"), "Invalid value for '--seconds'"),
         (("--prompt", "a", "--set", "geometry.height=90"), "use a multiple of 16"),
         (("--prompt", "a", "--device", "gpu"), "expected cpu, cuda"),
@@ -162,6 +165,7 @@ def test_refused_input(arguments, words, refuse):
         ("p.txt", b"a red ball\n\xff\xfe", "is not UTF-8 (byte 11)"),
         ("p.txt", b"a\na\n", "stands there twice"),
         ("p.txt", b"x" * 300, "shorten it"),
+        ("p.txt", b"a\0b", "NUL"),
         ("p.jsonl", b"{", "line 1: not JSON"),
         ("p.jsonl", b'{"text": "a"}\n[]', "line 2: expected a JSON object"),
         ("p.jsonl", b'{"id": "a"}', "expected text, or segments"),
@@ -173,6 +177,22 @@ def test_refused_input(arguments, words, refuse):
 def test_refused_prompt_files(name, data, words, refuse):
     Path(name).write_bytes(data)
     assert words in refuse(*nano("--prompts", name, "--out", "films"))
+
+
+def test_a_huge_prompt_file_is_not_read(refuse):
+    with Path("p.txt").open("wb") as file:
+        file.truncate(65 << 20)
+    assert "is larger than 64 MiB; split it" in refuse(*nano("--prompts", "p.txt", "--out", "f"))
+
+
+def test_a_film_is_continued(run, refuse, tmp_path):
+    assert run(*nano("--prompt", "a red ball", "--seconds", 2, "--out", "x.mp4")).code == 0
+    arguments = nano("--prompt", "a red ball", "--seconds", 1, "--continue", "x.mp4")
+    assert run(*arguments, "--out", "y.mp4").code == 0
+    # 2 s are 32 frames, of which 21 are whole chunks; then one second more.
+    assert frames(tmp_path / "y.mp4") == 21 + 16
+    Path("z.mp4").write_bytes(b"no film")
+    assert "z.mp4" in refuse(*nano("--prompt", "a", "--continue", "z.mp4"))
 
 
 def test_films_of_a_file_need_a_folder(refuse):
