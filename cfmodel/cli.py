@@ -171,7 +171,7 @@ def calibrate(
 def train(
     stages: Annotated[
         list[str],
-        typer.Argument(help="codec decoder text base teacher causal-init dmd cdmd streaming"),
+        typer.Argument(help="codec decoder text chunk base teacher causal-init dmd cdmd streaming"),
     ],
     preset: PresetName = "tiny",
     out: Annotated[Path, typer.Option(help="folder of weights, metrics and checkpoints")] = Path(

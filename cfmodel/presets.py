@@ -57,7 +57,7 @@ def ours(family: Family) -> Experiment:
                     layers=6, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
                 ),
                 memory=MemoryConfig(decision="shared"),
-                sample=SampleConfig(shift=1.0),
+                sample=SampleConfig(shift=2.0),
                 train=TrainConfig(context="memory"),
                 codec=CodecConfig(
                     widths=(96, 64, 48), encoder_width=48, patch=2, space=(2, 2), time=(2, 2)

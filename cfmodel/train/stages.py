@@ -1,8 +1,8 @@
 """The stages by name: the numbers of each family, and what each stage is built of.
 
 Order of the tiny family: ``codec`` and ``text``, each alone (``decoder`` trains a codec's decoder
-further, at any time); ``base``, then ``teacher`` and
-``causal-init`` from it; ``dmd`` from both of its sides; ``cdmd`` and ``streaming`` from ``dmd``.
+further, at any time); ``chunk``, then ``base`` and ``causal-init`` from it, and ``teacher`` from
+``base``; ``dmd`` from both of its sides; ``cdmd`` and ``streaming`` from ``dmd``.
 """
 
 from collections.abc import Callable
@@ -30,17 +30,41 @@ from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.text import TextStage
 
 Stage = Literal[
-    "codec", "decoder", "text", "base", "teacher", "causal-init", "dmd", "cdmd", "streaming"
+    "codec", "decoder", "text",
+    "chunk", "base", "teacher", "causal-init",
+    "dmd", "cdmd", "streaming",
 ]  # fmt: skip
 Shared = dict[str, Any]
 """What the stages of one run have in common, by name: frozen networks and pools."""
 
 CLIP_CHUNKS = 7
+# A clip of one chunk is rendered and held for a ninth of the price of a whole one.
+SHORT_CLIPS = 4
 HELD_OUT = 32
 SCRIPTS_AT_ONCE = 64
 STREAM_LATENTS = 240
 CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
 TEXT_BATCH, TEXT_LR = 256, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """Numbers of a flow-matching stage.
+
+    Args:
+        batch: clips a step.
+        lr: peak learning rate.
+        shift: flow shift of the noise levels. Frames of a clip look alike, so the longer it is, the
+            more noise it takes to hide it.
+        init: stage whose weights it begins from; None is a random network.
+        lora: train an adaptation instead of the weights.
+    """
+
+    batch: int
+    lr: float
+    shift: float
+    init: str | None = None
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +75,10 @@ class Numbers:
     see docs/LOG.md.
     """
 
-    flow_batch: int
-    base_lr: float
-    teacher_lr: float
-    teacher_lora: Lora | None
-    causal_lr: float
-    flow_shift: float
+    chunk: Flow
+    base: Flow
+    causal: Flow
+    teacher: Flow
     recycling: Recycling
     films: int
     dmd: Matching
@@ -65,14 +87,12 @@ class Numbers:
     contextual: Rollout
 
 
-_SMALL = Matching(guidance=2.0, shift=1.0, lr=2e-4, critic_lr=4e-4)
+_SMALL = Matching(guidance=2.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
 _SMALL_NUMBERS = Numbers(
-    flow_batch=192,
-    base_lr=1e-3,
-    teacher_lr=5e-4,
-    teacher_lora=None,
-    causal_lr=5e-4,
-    flow_shift=1.0,
+    chunk=Flow(batch=384, lr=1e-3, shift=1.5),
+    base=Flow(batch=96, lr=5e-4, shift=2.0, init="chunk"),
+    causal=Flow(batch=64, lr=5e-4, shift=1.5, init="chunk"),
+    teacher=Flow(batch=96, lr=5e-4, shift=2.0, init="base"),
     recycling=Recycling(bins=20, entries=64),
     films=192,
     dmd=_SMALL,
@@ -89,12 +109,12 @@ NUMBERS: dict[Family, Numbers] = {
     "nano": _SMALL_NUMBERS,
     "tiny": _SMALL_NUMBERS,
     "wan-1.3b": Numbers(
-        flow_batch=8,
-        base_lr=1e-5,
-        teacher_lr=1e-4,
-        teacher_lora=Lora(rank=128, alpha=128),
-        causal_lr=1e-5,
-        flow_shift=5.0,
+        chunk=Flow(batch=64, lr=1e-4, shift=5.0),
+        base=Flow(batch=8, lr=1e-5, shift=5.0),
+        causal=Flow(batch=8, lr=1e-5, shift=5.0, init="base"),
+        teacher=Flow(
+            batch=8, lr=1e-4, shift=5.0, init="base", lora=Lora(rank=128, alpha=128)
+        ),
         recycling=Recycling(),
         films=64,
         dmd=_RELEASED,
@@ -179,24 +199,26 @@ def _frozen(experiment: Experiment, use: Resources, shared: Shared) -> Frozen:
 def _pool(
     name: str, experiment: Experiment, use: Resources, shared: Shared
 ) -> tuple[ClipPool[Any], Callable[[], Units]]:
-    """The pool of contiguous or of context clips, filled, and a maker of held-out units."""
-    frozen = _frozen(experiment, use, shared)
+    """A pool of clips by name, filled, and a maker of held-out units."""
+    frozen, more = _frozen(experiment, use, shared), 1
     if name == "context":
         sample: Any = context_clips()
         make: Any = context_units(frozen, experiment.geometry, use.device)
     else:
-        sample = contiguous_clips(CLIP_CHUNKS)
+        sample = contiguous_clips(1 if name == "chunk" else CLIP_CHUNKS)
         make = clip_units(frozen, experiment.geometry, use.device)
+        more = SHORT_CLIPS if name == "chunk" else 1
     if name not in shared:
 
         def stream(first: int) -> Any:
             return world_stream(
-                sample, batch=use.render, stream=name, workers=use.workers, first=first
+                sample, batch=more * use.render, stream=name, workers=use.workers, first=first
             )
 
         shared[name] = ClipPool(
-            stream, make, capacity=use.capacity, draws=Draws(use.device, 2), fill=use.fill
-        )
+            stream, make, capacity=more * use.capacity, draws=Draws(use.device, 2),
+            fill=more * use.fill,
+        )  # fmt: skip
     held_out = world_stream(sample, batch=min(HELD_OUT, use.render), stream=f"{name}-held-out")
     return shared[name], lambda: make(next(held_out))
 
@@ -204,45 +226,45 @@ def _pool(
 def _flow(
     name: Stage,
     objective: Objective,
+    numbers: Flow,
     experiment: Experiment,
     use: Resources,
     shared: Shared,
     *,
-    lr: float,
-    init: str | None,
-    lora: Lora | None = None,
     pool: str = "contiguous",
 ) -> Strategy:
     clips, held_out = _pool(pool, experiment, use, shared)
     return FlowStage(
         name, objective, experiment, use.device, clips, held_out,
         _frozen(experiment, use, shared).embed([""])[0],
-        init=use.weights(init).tensors if init else None, lora=lora, compiled=use.compiled,
-        clips=use.clips, batch=use.rows(NUMBERS[experiment.family].flow_batch), lr=use.lr or lr,
+        init=use.weights(numbers.init).tensors if numbers.init else None, lora=numbers.lora,
+        compiled=use.compiled, clips=use.clips * (SHORT_CLIPS if pool == "chunk" else 1),
+        batch=use.rows(numbers.batch), lr=use.lr or numbers.lr,
     )  # fmt: skip
+
+
+def _chunk(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
+    numbers = NUMBERS[experiment.family].chunk
+    objective = Bidirectional(numbers.shift)
+    return _flow("chunk", objective, numbers, experiment, use, shared, pool="chunk")
 
 
 def _base(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
-    numbers = NUMBERS[experiment.family]
-    objective = Bidirectional(numbers.flow_shift)
-    return _flow("base", objective, experiment, use, shared, lr=numbers.base_lr, init=None)
+    numbers = NUMBERS[experiment.family].base
+    return _flow("base", Bidirectional(numbers.shift), numbers, experiment, use, shared)
 
 
 def _causal(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
-    numbers = NUMBERS[experiment.family]
-    objective = TeacherForcing(experiment.geometry, numbers.flow_shift)
-    return _flow(
-        "causal-init", objective, experiment, use, shared, lr=numbers.causal_lr, init="base"
-    )
+    numbers = NUMBERS[experiment.family].causal
+    objective = TeacherForcing(experiment.geometry, numbers.shift)
+    return _flow("causal-init", objective, numbers, experiment, use, shared)
 
 
 def _teacher(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
-    numbers = NUMBERS[experiment.family]
-    objective = ContextTeacher(experiment, use.device, numbers.recycling, shift=numbers.flow_shift)
-    return _flow(
-        "teacher", objective, experiment, use, shared, lr=numbers.teacher_lr, init="base",
-        lora=numbers.teacher_lora, pool="context",
-    )  # fmt: skip
+    family = NUMBERS[experiment.family]
+    numbers = family.teacher
+    objective = ContextTeacher(experiment, use.device, family.recycling, shift=numbers.shift)
+    return _flow("teacher", objective, numbers, experiment, use, shared, pool="context")
 
 
 def _texts(chunks: int, experiment: Experiment, use: Resources, shared: Shared) -> Texts:
@@ -301,6 +323,7 @@ STAGES: dict[Stage, Callable[[Experiment, Resources, Shared], Strategy]] = {
     "codec": _codec,
     "decoder": _decoder,
     "text": _text,
+    "chunk": _chunk,
     "base": _base,
     "teacher": _teacher,
     "causal-init": _causal,

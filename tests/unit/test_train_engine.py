@@ -438,21 +438,21 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 def test_verb_trains_stages_in_order_once(command):
-    code, out, err = command("base", "causal-init", "--steps", 2, "--json", "--accumulate", 2)
+    code, out, err = command("chunk", "causal-init", "--steps", 2, "--json", "--accumulate", 2)
     assert code == 0, err
     records = json.loads(out)
-    assert list(records) == ["base", "causal-init"]
-    assert records["base"]["run"]["steps"] == 2
+    assert set(records) == {"chunk", "causal-init"}
+    assert records["chunk"]["run"]["steps"] == 2
     kept = sorted(path.name for path in Path("out").iterdir())
     assert kept == sorted(
         f"{name}{end}"
-        for name in ("base", "causal-init")
+        for name in ("chunk", "causal-init")
         for end in ("-metrics.jsonl", "-record.json", ".safetensors")
     )
-    written = Path("out/base.safetensors").stat().st_mtime_ns
-    code, again, _ = command("base", "causal-init", "--steps", 2, "--json", "--accumulate", 2)
+    written = Path("out/chunk.safetensors").stat().st_mtime_ns
+    code, again, _ = command("chunk", "causal-init", "--steps", 2, "--json", "--accumulate", 2)
     assert (code, json.loads(again)) == (0, records)
-    assert Path("out/base.safetensors").stat().st_mtime_ns == written
+    assert Path("out/chunk.safetensors").stat().st_mtime_ns == written
 
 
 def test_verb_saves_and_exits_on_interrupt_and_goes_on(command, monkeypatch):
@@ -466,21 +466,21 @@ def test_verb_saves_and_exits_on_interrupt_and_goes_on(command, monkeypatch):
         return step(self, number, progress)
 
     monkeypatch.setattr(FlowStage, "step", interrupted)
-    code, out, err = command("base", "--steps", 5)
+    code, out, err = command("chunk", "--steps", 5)
     assert (code, out) == (130, "")
-    assert "stopped after step 3; out/base-checkpoint/step-00000003 has it all" in err
+    assert "stopped after step 3; out/chunk-checkpoint/step-00000003 has it all" in err
     monkeypatch.setattr(FlowStage, "step", step)
-    code, out, err = command("base", "--steps", 5)
+    code, out, err = command("chunk", "--steps", 5)
     assert code == 0, err
-    assert out.startswith("base: 5 steps in ")
-    assert [row["step"] for row in rows(Path("out"), "base")] == [1, 2, 3]
+    assert out.startswith("chunk: 5 steps in ")
+    assert [row["step"] for row in rows(Path("out"), "chunk")] == [1, 2, 3]
 
 
 def test_verb_ends_with_three_where_the_loss_diverges(command, monkeypatch):
     from cfmodel.train.flow_stages import FlowStage
 
     monkeypatch.setattr(FlowStage, "step", lambda *_: {"loss": torch.tensor(math.inf)})
-    code, out, err = command("base", "--steps", 5)
+    code, out, err = command("chunk", "--steps", 5)
     assert (code, out) == (3, "")
     assert "loss inf" in err.splitlines()[-1]
 
@@ -489,12 +489,12 @@ def test_verb_ends_with_three_where_the_loss_diverges(command, monkeypatch):
     ("arguments", "words"),
     [
         (("bass", "--steps", 1), "unknown stage 'bass'; use codec"),
-        (("base",), "no budget; give --seconds or --steps"),
-        (("base", "--steps", 0), "a budget is not positive"),
-        (("base", "base", "--steps", 1), "each may come once"),
-        (("base", "--steps", 1, "--accumulate", 3), "batch=4 does not divide among 3 parts"),
-        (("base", "--steps", 1, "--board", "paper"), "unknown board 'paper'"),
-        (("causal-init", "--steps", 1), "no weights at assets/base.safetensors"),
+        (("chunk",), "no budget; give --seconds or --steps"),
+        (("chunk", "--steps", 0), "a budget is not positive"),
+        (("chunk", "chunk", "--steps", 1), "each may come once"),
+        (("chunk", "--steps", 1, "--accumulate", 3), "batch=4 does not divide among 3 parts"),
+        (("chunk", "--steps", 1, "--board", "paper"), "unknown board 'paper'"),
+        (("causal-init", "--steps", 1), "no weights at assets/chunk.safetensors"),
     ],
 )
 def test_verb_refuses_in_one_line(command, arguments, words):
@@ -507,10 +507,10 @@ def test_verb_refuses_in_one_line(command, arguments, words):
 
 
 def test_budgets_go_to_stages_in_order():
-    budgets = plan(["base", "dmd"], [3.0, 4.0], None)
+    budgets = plan(["chunk", "dmd"], [3.0, 4.0], None)
     assert [(stage, budget.seconds) for stage, budget in budgets.items()] == [
-        ("base", 3.0),
+        ("chunk", 3.0),
         ("dmd", 4.0),
     ]
     with pytest.raises(ValueError, match="3 budgets for 2 stages"):
-        plan(["base", "dmd"], [1.0] * 3, None)
+        plan(["chunk", "dmd"], [1.0] * 3, None)
