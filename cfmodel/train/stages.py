@@ -89,7 +89,7 @@ class Numbers:
 
 _SMALL = Matching(guidance=2.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
 _SMALL_NUMBERS = Numbers(
-    chunk=Flow(batch=384, lr=1e-3, shift=1.5),
+    chunk=Flow(batch=384, lr=2e-3, shift=1.5),
     base=Flow(batch=96, lr=5e-4, shift=2.0, init="chunk"),
     causal=Flow(batch=64, lr=5e-4, shift=1.5, init="chunk"),
     teacher=Flow(batch=96, lr=5e-4, shift=2.0, init="base"),
