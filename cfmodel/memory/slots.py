@@ -262,27 +262,27 @@ class SlotMemory:
             cosines = select.surprisal_cosines(means, previous, self.config.decision).tolist()
             kept = select.promotions(cosines, self.config.tau)
         for layer in range(self.layers):
+            rows, slots = list[int](), list[int]()
             for sample in range(self.batch):
                 cosine = None if cosines is None else cosines[layer][sample]
                 keep = kept[layer][sample]
                 self.promotions.append(Promotion(index, layer, sample, cosine, keep))
                 if keep:
-                    self._keep(layer, sample, chunk.first_frame, frames_k, frames_v)
+                    rows.append(sample)
+                    slots.append(self._next_slot(layer, sample, chunk.first_frame))
+            # One copy for all films: one a film would keep the device waiting for launches.
+            if rows:
+                at = to_device(torch.tensor([rows, slots]), self._device).unbind()
+                self._k[layer].index_put_(at, frames_k[layer][at[0], 0])
+                self._v[layer].index_put_(at, frames_v[layer][at[0], 0])
 
-    def _keep(
-        self,
-        layer: int,
-        sample: int,
-        frame: int,
-        frames_k: list[Tensor],
-        frames_v: list[Tensor],
-    ) -> None:
+    def _next_slot(self, layer: int, sample: int, frame: int) -> int:
+        """The slot in which a promoted frame goes, noted as its own."""
         # The ring's next slot is the oldest entry's once slow memory is full.
         slot = self._slow_at + self._promoted[layer][sample] % self.config.slow
-        self._k[layer, sample, slot] = frames_k[layer][sample, 0]
-        self._v[layer, sample, slot] = frames_v[layer][sample, 0]
         self._slow[layer][sample].append((frame, slot))
         self._promoted[layer][sample] += 1
+        return slot
 
     def _held(self, layer: int, sample: int) -> list[_Held]:
         end = self._frames
@@ -314,9 +314,11 @@ class SlotMemory:
 
     def _lay_out(self, new_frames: int) -> list[_Layout]:
         """Positions of all layers, sent to the device in one copy for each kind of tensor."""
+        # With one decision for all, every layer holds the same frames.
+        layers = 1 if self.config.decision == "shared" else self.layers
         rows_of: dict[tuple[tuple[int, int], ...], _Row] = {}
         rows: list[_Row] = []
-        for layer in range(self.layers):
+        for layer in range(layers):
             for sample in range(self.batch):
                 # Only slow memory differs between layers and films, so most rows are shared.
                 key = tuple(self._slow[layer][sample])
@@ -329,14 +331,14 @@ class SlotMemory:
         # Layers that hold the same frames share one layout, and so all that is made from it.
         layouts: dict[tuple[_Row, ...], _Layout] = {}
         order: list[_Layout] = []
-        for layer in range(self.layers):
+        for layer in range(layers):
             films = tuple(rows[layer * self.batch : (layer + 1) * self.batch])
             if films not in layouts:
                 layouts[films] = self._layout(
                     films, positions_NBT[layer], queries_NBF[layer], present_NBT[layer]
                 )
             order.append(layouts[films])
-        return order
+        return order * (self.layers // layers)
 
     def _layout(
         self,
@@ -356,5 +358,7 @@ class SlotMemory:
         return _Layout(slots, _take(positions_BT, slots), queries_BF, valid_BT)
 
     def _by_layer(self, rows: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(rows, dtype=dtype).view(self.layers, self.batch, len(rows[0]))
+        host = torch.tensor(rows, dtype=dtype).view(
+            len(rows) // self.batch, self.batch, len(rows[0])
+        )
         return to_device(host, self._device)
