@@ -84,11 +84,11 @@ def claims(frame: Frame, normaliser: Normaliser) -> list[Claim]:
     flow = against_truth(ours, truth, "flow_median") if truth.runs else []
     if flow:
         ratio = float(np.median([a for _, a, _ in flow]) / np.median([b for *_, b in flow]))
-        found.append(Claim("tiny_ours_flow_ratio", ratio, None, None, "ratio", ">= 0.75"))
+        found.append(Claim("tiny_ours_flow_ratio", ratio, None, None, "ratio", "0.75 to 1.25"))
     visible = against_truth(ours, truth, "visible_share") if truth.runs else []
     if visible:
         gap = mean_interval(np.array([a - b for _, a, b in visible]), [p for p, *_ in visible])
-        found.append(_claim("tiny_ours_visible_gap", gap, "share", ">= -0.1"))
+        found.append(_claim("tiny_ours_visible_gap", gap, "share", "-0.1 to 0.1"))
     for row in differences(frame, normaliser, labels={}):
         if row.paired.mean.value is not None:
             name = f"tiny_diff_total_{_plain(row.system)}"

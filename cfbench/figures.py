@@ -10,7 +10,7 @@ from pathlib import Path
 from cfbench.store import write_atomic
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_TARGET = re.compile(r"(<=|>=) \S+")
+_TARGET = re.compile(r"(<=|>=) \S+|\S+ to \S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Figure:
         low: lower bound of its interval, or None.
         high: upper bound, or None.
         unit: of the value, bounds and target.
-        target: ``<= 10`` or ``>= 0.98``; empty when nothing was promised.
+        target: ``<= 10``, ``>= 0.98`` or ``0.75 to 1.25``; empty when nothing was promised.
         command: that measures it again.
         commit: of the code that measured it.
         device: that it was measured on.
@@ -57,7 +57,7 @@ class Figure:
                 raise ValueError(f"{where}: empty {key}; a figure must say how to repeat it")
         self._check_time()
         if self.target:
-            self._limit()
+            self._limits()
 
     def _check_time(self) -> None:
         where = f"figure {self.name!r}"
@@ -68,14 +68,19 @@ class Figure:
         if offset is None:
             raise ValueError(f"{where}: at={self.at!r}; expected a time with its offset")
 
-    def _limit(self) -> float:
+    def _limits(self) -> tuple[float, float]:
+        """Least and greatest value that the target allows."""
         if not _TARGET.fullmatch(self.target):
-            raise ValueError(f"figure {self.name!r}: target={self.target!r}; expected '<= 10'")
+            raise ValueError(
+                f"figure {self.name!r}: target={self.target!r}; expected '<= 10' or '0.75 to 1.25'"
+            )
+        words = self.target.replace("<=", "-inf to").split(" to ")
+        low, high = words if len(words) == 2 else (self.target[3:], "inf")
         try:
-            return float(self.target[3:])
+            return float(low), float(high)
         except ValueError as error:
             raise ValueError(
-                f"figure {self.name!r}: target={self.target!r}; expected a number after the sign"
+                f"figure {self.name!r}: target={self.target!r}; expected numbers in it"
             ) from error
 
     @property
@@ -83,8 +88,8 @@ class Figure:
         """Whether the value meets the target; None without one."""
         if not self.target:
             return None
-        limit = self._limit()
-        return self.value <= limit if self.target.startswith("<=") else self.value >= limit
+        low, high = self._limits()
+        return low <= self.value <= high
 
 
 def load(path: Path) -> dict[str, Figure]:

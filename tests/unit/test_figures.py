@@ -40,6 +40,8 @@ def test_targets_are_compared() -> None:
     assert figure(value=0.6).is_met is False
     assert figure(target=">= 0.4").is_met is True
     assert figure(target="").is_met is None
+    assert figure(target="0.4 to 0.5").is_met is True
+    assert figure(target="-0.1 to 0.1").is_met is False
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_targets_are_compared() -> None:
         ({"low": 0.5}, "above value"),
         ({"high": 0.3}, "below value"),
         ({"target": "about 1"}, "expected '<= 10'"),
-        ({"target": "<= ten"}, "expected a number"),
+        ({"target": "<= ten"}, "expected numbers"),
+        ({"target": "low to high"}, "expected numbers"),
         ({"at": "yesterday"}, "ISO time"),
         ({"at": "2026-11-23T10:00:00"}, "offset"),
         ({"command": ""}, "how to repeat"),
