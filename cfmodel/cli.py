@@ -282,6 +282,9 @@ def prepare(
     file_key: Annotated[str, typer.Option(help="a table's column of films")] = "file",
     caption_key: Annotated[str, typer.Option(help="a table's column of captions")] = "caption",
     embed: Annotated[bool, typer.Option("--embed", help="store embedded captions too")] = False,
+    codec: Annotated[
+        Path | None, typer.Option(help="weights of the codec; default: the bundled ones")
+    ] = None,
     part: Annotated[str, typer.Option(help="2/8 takes every eighth film from the second")] = "1/1",
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
@@ -303,11 +306,11 @@ def prepare(
     )
     films = list_films(source, root=root, file_key=file_key, caption_key=caption_key)
     where = pipeline.choose_device(None if device == "auto" else device)
-    codec = pipeline.load_codec(experiment, device=where)
+    coder = pipeline.load_codec(experiment, device=where, file=codec)
     text = pipeline.load_text(experiment, device=where) if embed else None
     run = prepares.survey if dry_run else prepares.prepare
     try:
-        result = run(films, out, experiment=experiment, cut=cut, codec=codec, text=text)
+        result = run(films, out, experiment=experiment, cut=cut, codec=coder, text=text)
     except KeyboardInterrupt as error:
         again = "interrupted; the same command goes on behind the last whole shard"
         _fail(again, error, code=INTERRUPTED)
