@@ -202,6 +202,12 @@ def train(
     clips: Annotated[int, typer.Option(help="distinct clips shown, time allowing")] = 20_480,
     render: Annotated[int, typer.Option(help="clips rendered at a time")] = 64,
     scripts: Annotated[int, typer.Option(help="scripts that films are rolled out for")] = 4096,
+    films: Annotated[
+        list[Path], typer.Option(help="folder of prepare, instead of the tiny world; repeatable")
+    ] = [],  # noqa: B006  the parser copies it
+    prompts: Annotated[
+        Path | None, typer.Option(help="texts for dmd, cdmd, streaming: .jsonl, or one a line")
+    ] = None,
     log_every: Annotated[int, typer.Option(help="steps from a row of metrics to the next")] = 50,
     save_every: Annotated[
         int | None, typer.Option(help="steps from a checkpoint to the next")
@@ -227,8 +233,7 @@ def train(
 
     from cfmodel import devices, pipeline, presets
     from cfmodel.io import weights
-    from cfmodel.train import loop, run, sinks
-    from cfmodel.train import stages as tables
+    from cfmodel.train import loop, run, sinks, sources
 
     experiment = presets.preset(preset, tuple(overrides))
     budgets = run.plan(stages, seconds, steps)
@@ -247,10 +252,11 @@ def train(
         with devices.joined(chosen) as place:
             if devices.world().rank:
                 logging.getLogger().setLevel(logging.WARNING)
-            use = tables.Resources(
+            use = sources.Resources(
                 out=out, assets=assets or weights.assets() / experiment.family, device=place,
                 workers=workers, compiled=compiled, batch=batch, lr=lr, capacity=capacity,
                 fill=fill, clips=clips, render=render, scripts=scripts, accumulate=accumulate,
+                films=tuple(films), prompts=prompts,
             )  # fmt: skip
             records = run.run(budgets, experiment, use, engine=engine)
             if devices.world().rank == 0:
