@@ -124,7 +124,10 @@ class LatentShards(Dataset[LatentClip]):
             raise self._damaged(shard, error) from error
 
     def _damaged(self, shard: int, error: Exception) -> ValueError:
-        return ValueError(f"{self._shards[shard][0]} is damaged ({error}); {HINT}")
+        path, _ = self._shards[shard]
+        return ValueError(
+            f"{path} is damaged ({error}); remove {path.parent} and prepare the films again"
+        )
 
     def _file(self, shard: int) -> Any:
         if shard not in self._open:
@@ -243,6 +246,8 @@ def latent_stream(
 ) -> Iterator[Stacked]:
     """Endless batches of takes of clips, each clip once an epoch.
 
+    Errors of input come in one line, from a worker process too.
+
     Args:
         takes: item ``epoch * count + k`` is the take of clip k in this epoch.
         count: clips.
@@ -266,4 +271,9 @@ def latent_stream(
         # The loader seeds its workers from here instead of from the ambient generator.
         generator=torch.Generator().manual_seed(seed_for("latent-stream", seed)),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except ValueError as error:
+        # A worker's comes with its whole traceback as its text.
+        last = str(error).strip().splitlines()[-1]
+        raise ValueError(last.removeprefix(f"{ValueError.__name__}: ")) from error

@@ -475,6 +475,18 @@ def test_films_that_do_not_fit_are_refused_in_one_line(command, tmp_path, made, 
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_is_told_in_one_line(command, films, workers):
+    for shard in films.glob("shard-*"):
+        shard.write_bytes(b"x" * shard.stat().st_size)
+    code, out, err = command("train", "chunk", "--films", films, "--steps", 1, "--workers", workers)
+    assert (code, out) == (2, "")
+    assert err.startswith("cfmodel: ")
+    assert err.count("\n") == 1
+    assert "is damaged" in err
+    assert f"remove {films} and prepare the films again" in err
+
+
 @pytest.mark.parametrize(
     ("stages", "options", "words"),
     [
