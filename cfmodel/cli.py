@@ -202,6 +202,12 @@ def train(
     clips: Annotated[int, typer.Option(help="distinct clips shown, time allowing")] = 20_480,
     render: Annotated[int, typer.Option(help="clips rendered at a time")] = 64,
     scripts: Annotated[int, typer.Option(help="scripts that films are rolled out for")] = 4096,
+    films: Annotated[
+        list[Path], typer.Option(help="folder of prepare, instead of the tiny world; repeatable")
+    ] = [],  # noqa: B006  the parser copies it
+    prompts: Annotated[
+        Path | None, typer.Option(help="texts for dmd, cdmd, streaming: .jsonl, or one a line")
+    ] = None,
     log_every: Annotated[int, typer.Option(help="steps from a row of metrics to the next")] = 50,
     save_every: Annotated[
         int | None, typer.Option(help="steps from a checkpoint to the next")
@@ -227,8 +233,7 @@ def train(
 
     from cfmodel import devices, pipeline, presets
     from cfmodel.io import weights
-    from cfmodel.train import loop, run, sinks
-    from cfmodel.train import stages as tables
+    from cfmodel.train import loop, run, sinks, sources
 
     experiment = presets.preset(preset, tuple(overrides))
     budgets = run.plan(stages, seconds, steps)
@@ -247,10 +252,11 @@ def train(
         with devices.joined(chosen) as place:
             if devices.world().rank:
                 logging.getLogger().setLevel(logging.WARNING)
-            use = tables.Resources(
+            use = sources.Resources(
                 out=out, assets=assets or weights.assets() / experiment.family, device=place,
                 workers=workers, compiled=compiled, batch=batch, lr=lr, capacity=capacity,
                 fill=fill, clips=clips, render=render, scripts=scripts, accumulate=accumulate,
+                films=tuple(films), prompts=prompts,
             )  # fmt: skip
             records = run.run(budgets, experiment, use, engine=engine)
             if devices.world().rank == 0:
@@ -282,6 +288,9 @@ def prepare(
     file_key: Annotated[str, typer.Option(help="a table's column of films")] = "file",
     caption_key: Annotated[str, typer.Option(help="a table's column of captions")] = "caption",
     embed: Annotated[bool, typer.Option("--embed", help="store embedded captions too")] = False,
+    codec: Annotated[
+        Path | None, typer.Option(help="weights of the codec; default: the bundled ones")
+    ] = None,
     part: Annotated[str, typer.Option(help="2/8 takes every eighth film from the second")] = "1/1",
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
@@ -303,11 +312,11 @@ def prepare(
     )
     films = list_films(source, root=root, file_key=file_key, caption_key=caption_key)
     where = pipeline.choose_device(None if device == "auto" else device)
-    codec = pipeline.load_codec(experiment, device=where)
+    coder = pipeline.load_codec(experiment, device=where, file=codec)
     text = pipeline.load_text(experiment, device=where) if embed else None
     run = prepares.survey if dry_run else prepares.prepare
     try:
-        result = run(films, out, experiment=experiment, cut=cut, codec=codec, text=text)
+        result = run(films, out, experiment=experiment, cut=cut, codec=coder, text=text)
     except KeyboardInterrupt as error:
         again = "interrupted; the same command goes on behind the last whole shard"
         _fail(again, error, code=INTERRUPTED)

@@ -6,6 +6,7 @@ Dims: B films, R pixel frames, Y rows, X columns, G texts, S text tokens, E text
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from cfmodel.config import Attention, Experiment, Geometry
 from cfmodel.flow import FewStep
 from cfmodel.io.codec import Codec, random_codec, tae_codec
 from cfmodel.io.text import BytePooler, BytesText, TextEncoder
-from cfmodel.io.weights import bundled, load_into, randomize, resolve
+from cfmodel.io.weights import bundled, load_into, load_weights, randomize, resolve
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
@@ -295,18 +296,25 @@ def load(
     return Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
 
 
-def load_codec(experiment: Experiment, *, device: torch.device | str) -> Codec:
+def load_codec(
+    experiment: Experiment, *, device: torch.device | str, file: Path | None = None
+) -> Codec:
     """The codec of an experiment's family.
+
+    Args:
+        experiment: gives family and sizes.
+        device: where it runs.
+        file: other weights than the family's own.
 
     Raises:
         ValueError: its weights are missing or damaged.
     """
     # Half the bits of float16 are mantissa, which eight-bit pixels need; bfloat16 has too few.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    if experiment.family == "nano":
+    if experiment.family == "nano" and file is None:
         return random_codec(experiment.codec, device=device, dtype=dtype)
     _refuse_wan(experiment)
-    weights = bundled(f"{experiment.family}/codec")
+    weights = bundled(f"{experiment.family}/codec") if file is None else load_weights(file)
     return tae_codec(experiment.codec, weights, device=device, dtype=dtype)
 
 

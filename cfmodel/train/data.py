@@ -25,7 +25,7 @@ RETURN_SHARE = 0.65
 """Share of context clips that are placed where something comes back; some scenes have no such."""
 
 _MOVING: tuple[EventKind, ...] = ("orbit", "dolly", "pan-away", "pan-back", "exit", "enter")
-_KEPT_MOVING, _KEPT_QUIET, _KEPT_ALL = 0.7, 0.15, 0.3
+KEPT_MOVING, KEPT_QUIET, KEPT_ALL = 0.7, 0.15, 0.3
 
 T = TypeVar("T")
 
@@ -117,11 +117,11 @@ def kept_chunks(scene: Scene, start: int, rng: random.Random) -> list[int]:
     sometimes all of them. The newest ``SLOW`` stay.
     """
     kinds = [event.kind for event in scene.script for _ in range(event.chunks)]
-    everything = rng.random() < _KEPT_ALL
+    everything = rng.random() < KEPT_ALL
     candidates = [
         c for c in range(start - LOCAL // 3) if is_candidate(c, "surprisal-2") and c < len(kinds)
     ]
-    share = [_KEPT_MOVING if kind in _MOVING else _KEPT_QUIET for kind in kinds]
+    share = [KEPT_MOVING if kind in _MOVING else KEPT_QUIET for kind in kinds]
     kept = [c for c in candidates if everything or rng.random() < share[c]]
     return kept[-SLOW:]
 

@@ -170,8 +170,8 @@ class ClipPool(Generic[T]):
         self._batches, self._stream = state["batches"], None
 
 
-def _texts(embedder: Embedder, texts: list[tuple[str, ...]], device: torch.device) -> Tensor:
-    """Embedded texts (B, G, S, E), each distinct text embedded once."""
+def embedded(embedder: Embedder, texts: list[tuple[str, ...]], device: torch.device) -> Tensor:
+    """Embedded texts (B, G, S, E) of rows of texts, each distinct text embedded once."""
     unique = sorted({text for row in texts for text in row})
     place = {text: k for k, text in enumerate(unique)}
     index = torch.tensor([[place[text] for text in row] for row in texts], device=device)
@@ -185,7 +185,7 @@ def clip_units(
 
     def make(batch: Batch) -> Units:
         rgb = render_clips(batch, geometry, device)
-        return {"x0": embedder.encode(rgb), "text": _texts(embedder, batch.texts, device)}
+        return {"x0": embedder.encode(rgb), "text": embedded(embedder, batch.texts, device)}
 
     return make
 
@@ -219,7 +219,7 @@ def context_units(
             valid[clip, SINK + slot] = True
         return {
             "x0": torch.cat([sink, slow, tail], 1),
-            "text": _texts(embedder, batch.texts, device),
+            "text": embedded(embedder, batch.texts, device),
             "valid": valid,
             "returning": batch.returning.to(device),
         }

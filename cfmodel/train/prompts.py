@@ -1,8 +1,7 @@
 """Prompts without films, chunk by chunk, for the stages whose student makes its own films."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from cfmodel.config import Geometry
 from cfmodel.io.text import check_text
 from cfmodel.pipeline import segment_of
 from cfmodel.train.data import Scripts
-from cfmodel.train.shards import RankSampler
 
 Segments = tuple[tuple[str, float], ...]
 """Texts of a film and their seconds; the last one lasts to the film's end."""
@@ -73,47 +71,11 @@ def _of_json(line: str) -> Segments:
     return segments
 
 
-def chunk_texts(
-    prompts: Sequence[Segments], *, chunks: int, geometry: Geometry
-) -> Callable[[list[int]], Scripts]:
-    """Maker of scripts of ``chunks`` chunks from indices of prompts; nothing is said to return."""
-
-    def make(indices: list[int]) -> Scripts:
-        texts: list[tuple[str, ...]] = []
-        for index in indices:
-            seconds = [duration for _, duration in prompts[index]]
-            at = (segment_of(seconds, chunk, geometry) for chunk in range(chunks))
-            texts.append(tuple(prompts[index][k][0] for k in at))
-        return Scripts(texts, torch.zeros(len(texts), chunks, dtype=torch.bool))
-
-    return make
-
-
-def prompt_stream(
-    prompts: Sequence[Segments],
-    *,
-    chunks: int,
-    geometry: Geometry,
-    batch: int,
-    seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    first: int = 0,
-) -> Iterator[Scripts]:
-    """Endless scripts of one rank; all ranks together show each prompt once an epoch.
-
-    Args:
-        prompts: as read from a file.
-        chunks: chunks of a script.
-        geometry: says when a chunk begins.
-        batch: prompts of a batch, on this rank.
-        seed: decides the order.
-        rank: this process, from 0.
-        world: processes.
-        first: number of the first batch, to go on where a run stopped.
-    """
-    make = chunk_texts(prompts, chunks=chunks, geometry=geometry)
-    sampler = RankSampler(len(prompts), rank=rank, world=world, seed=seed, position=first * batch)
-    indices = iter(sampler)
-    while True:
-        yield make(list(islice(indices, batch)))
+def chunk_texts(prompts: Sequence[Segments], *, chunks: int, geometry: Geometry) -> Scripts:
+    """Scripts of ``chunks`` chunks, one of each prompt; nothing is said to return."""
+    texts: list[tuple[str, ...]] = []
+    for prompt in prompts:
+        seconds = [duration for _, duration in prompt]
+        at = (segment_of(seconds, chunk, geometry) for chunk in range(chunks))
+        texts.append(tuple(prompt[k][0] for k in at))
+    return Scripts(texts, torch.zeros(len(texts), chunks, dtype=torch.bool))

@@ -13,7 +13,8 @@ from cfmodel.config import Experiment, seed_for
 from cfmodel.devices import barrier
 from cfmodel.train import checkpoint
 from cfmodel.train.loop import Engine, stopping, train
-from cfmodel.train.stages import STAGES, Resources, Shared, Stage
+from cfmodel.train.sources import Resources, Shared, check, identity
+from cfmodel.train.stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,14 @@ def run(
     """
     records: dict[str, Any] = {}
     shared: Shared = {}
+    check(budgets, experiment, use, shared)
     for stage, budget in budgets.items():
         # Of one run: what a checkpoint of it must have been made with.
-        identity = {
+        same = {
             "preset": experiment.key(), "batch": use.batch, "accumulate": use.accumulate,
+            **identity(stage, experiment, use, shared),
         }  # fmt: skip
-        settings = {**identity, "lr": use.lr, "seconds": budget.seconds, "steps": budget.steps}
+        settings = {**same, "lr": use.lr, "seconds": budget.seconds, "steps": budget.steps}
         if engine.resume and (done := _done(use.out, stage, settings)):
             logger.info("%s is done already; --fresh does it again", stage)
             records[stage] = done
@@ -95,7 +98,7 @@ def run(
                 use.out,
                 steps=budget.steps,
                 seconds=budget.seconds,
-                engine=replace(engine, identity=identity, settings=settings, stop=stop),
+                engine=replace(engine, identity=same, settings=settings, stop=stop),
             )
     return records
 

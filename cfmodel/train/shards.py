@@ -2,22 +2,20 @@
 
 The order of clips depends on the seed alone, whatever the number of ranks and workers.
 
-Dims: B clips, F latent frames, C latent channels, X Y latent rows and columns, S text tokens, E
-text width.
+Dims: F latent frames, C latent channels, X Y latent rows and columns, S text tokens, E text width.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cfmodel.config import Geometry, seed_for
+from cfmodel.config import Geometry, digest, seed_for
 from cfmodel.io.shards import HINT, ClipRow, Shard, clip_name, load_index, text_name
 from cfmodel.io.weights import file_sha256
 
@@ -25,6 +23,9 @@ OPEN_SHARDS = 32
 """Shards held open at a time: fewer than any system's limit on open files."""
 SAME = ("codec", "fps", "height", "width", "text")
 """Settings that folders read together share."""
+
+T = TypeVar("T")
+Stacked = TypeVar("Stacked")
 
 
 class LatentClip(NamedTuple):
@@ -35,46 +36,34 @@ class LatentClip(NamedTuple):
     text: Tensor | None
 
 
-@dataclass
-class LatentBatch:
-    """Clips of equal length: ``x0`` (B, F, C, X, Y) bfloat16, and the texts of each clip.
-
-    ``text`` (B, S, E), bfloat16, is there if the shards hold embedded captions.
-    """
-
-    x0: Tensor
-    texts: list[tuple[str, ...]]
-    text: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
 class LatentShards(Dataset[LatentClip]):
     """Clips of one or several folders of shards, in the order of their indices.
 
     Args:
         folders: as written by ``cfmodel prepare``, all of one codec, rate, size and text encoder.
-        latents: frames of a clip: longer ones are cut at their end, shorter ones left out; None
-            takes every clip as it is.
+
+    Attributes:
+        settings: what all folders were prepared with.
+        rows: what each clip is.
+        films: the clips of each film, by index and in the film's order.
 
     Raises:
         ValueError: a folder that is unfinished or lacks a shard, folders that differ in settings,
-            or no clip of this length.
+            or no clip.
     """
 
-    def __init__(self, folders: Sequence[Path], *, latents: int | None = None) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         self.settings: dict[str, Any] = {}
         self.rows: list[ClipRow] = []
-        self._latents = latents
+        self.films: list[list[int]] = []
         self._shards: list[tuple[Path, Shard]] = []
         self._places: list[tuple[int, int]] = []
         self._open: OrderedDict[int, Any] = OrderedDict()
         for folder in folders:
             self._join(folder)
         if not self.rows:
-            wanted = "any length" if latents is None else f"{latents} latents or more"
-            raise ValueError(f"no clip of {wanted} in {', '.join(map(str, folders)) or 'nothing'}")
+            named = ", ".join(map(str, folders)) or "nothing"
+            raise ValueError(f"no clip in {named}; prepare films that are long enough")
 
     def _join(self, folder: Path) -> None:
         index = load_index(folder)
@@ -84,17 +73,25 @@ class LatentShards(Dataset[LatentClip]):
         different = [key for key in SAME if index.settings.get(key) != self.settings.get(key)]
         if different:
             raise ValueError(
-                f"{folder} was prepared with another {different[0]} than the folders before it"
+                f"{folder} was prepared with another {different[0]} than the folders before it; "
+                "prepare both alike, or train on one"
             )
+        films: dict[str, list[int]] = {}
         for shard in index.shards:
             path = folder / shard.name
             if not path.is_file() or path.stat().st_size != shard.bytes:
                 raise ValueError(f"{path} is missing or not {shard.bytes} bytes; prepare it again")
             for number, row in enumerate(shard.clips):
-                if self._latents is None or row.latents >= self._latents:
-                    self.rows.append(row)
-                    self._places.append((len(self._shards), number))
+                films.setdefault(row.film, []).append(len(self.rows))
+                self.rows.append(row)
+                self._places.append((len(self._shards), number))
             self._shards.append((path, shard))
+        self.films.extend(films.values())
+
+    @property
+    def sha256(self) -> str:
+        """What all clips and captions are: the first 12 hex digits of a hash over the shards'."""
+        return digest([shard.sha256 for _, shard in self._shards])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,22 +102,40 @@ class LatentShards(Dataset[LatentClip]):
         Raises:
             ValueError: its shard is damaged.
         """
-        row, (shard, number) = self.rows[index], self._places[index]
-        file = self._file(shard)
-        try:
-            x0 = file.get_tensor(clip_name(number))[: self._latents]
-            text = file.get_tensor(text_name(row.text)) if self.settings.get("text") else None
-        except SafetensorError as error:
-            raise ValueError(f"{self._shards[shard][0]} is damaged ({error}); {HINT}") from error
+        row, (shard, _) = self.rows[index], self._places[index]
+        x0, text = self.latents(index, 0, row.latents), None
+        if self.settings.get("text"):
+            try:
+                text = self._file(shard).get_tensor(text_name(row.text))
+            except SafetensorError as error:
+                raise self._damaged(shard, error) from error
         return LatentClip(x0, (row.text,), text)
+
+    def latents(self, index: int, first: int, end: int) -> Tensor:
+        """Latents (F, C, X, Y) of clip ``index`` from ``first`` to before ``end``; reads no other.
+
+        Raises:
+            ValueError: its shard is damaged.
+        """
+        shard, number = self._places[index]
+        try:
+            return self._file(shard).get_slice(clip_name(number))[first:end]
+        except SafetensorError as error:
+            raise self._damaged(shard, error) from error
+
+    def _damaged(self, shard: int, error: Exception) -> ValueError:
+        path, _ = self._shards[shard]
+        return ValueError(
+            f"{path} is damaged ({error}); remove {path.parent} and prepare the films again"
+        )
 
     def _file(self, shard: int) -> Any:
         if shard not in self._open:
-            path, _ = self._shards[shard]
             try:
+                path, _ = self._shards[shard]
                 self._open[shard] = safe_open(path, framework="pt").__enter__()
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is damaged ({error}); {HINT}") from error
+                raise self._damaged(shard, error) from error
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
@@ -130,46 +145,40 @@ class LatentShards(Dataset[LatentClip]):
         # Open files do not travel to other processes.
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def check(self, *, codec_sha256: str, geometry: Geometry) -> None:
+    def check(self, *, codec_sha256: str, channels: int, geometry: Geometry) -> None:
         """Refuses latents of another codec, rate or size.
+
+        The codec's hash is that of its weights with mean and spread of its latents, so it tells of
+        another normalisation too.
 
         Raises:
             ValueError: they would not fit; the message names the first difference.
         """
+        codec = self.settings["codec"]
+        held = {
+            **{key: self.settings[key] for key in ("fps", "height", "width")},
+            "strides": list(codec["strides"]),
+            "channels": codec["channels"],
+            "codec": codec["sha256"],
+        }
         wanted = {
             "fps": geometry.fps,
             "height": geometry.height,
             "width": geometry.width,
+            "strides": list(geometry.vae_stride),
+            "channels": channels,
             "codec": codec_sha256,
         }
-        held = {**self.settings, "codec": self.settings["codec"]["sha256"]}
         for key, value in wanted.items():
             if held[key] != value:
                 raise ValueError(
-                    f"clips were prepared with {key} {held[key]}, but the preset has {value}; "
-                    "prepare them with this preset"
+                    f"clips were prepared with {key} {held[key]}, but this run has {value}; "
+                    "prepare them with this preset, and with this codec (--codec FILE)"
                 )
 
     def verify(self) -> list[Path]:
         """Shards whose bytes are not those that were written; reads everything."""
         return [path for path, shard in self._shards if file_sha256(path) != shard.sha256]
-
-
-def stack_clips(clips: Sequence[LatentClip]) -> LatentBatch:
-    """Clips as a batch.
-
-    Raises:
-        ValueError: they differ in length.
-    """
-    lengths = sorted({len(clip.x0) for clip in clips})
-    if len(lengths) > 1:
-        raise ValueError(f"clips of {lengths} latents in a batch; give LatentShards latents=N")
-    texts = [clip.text for clip in clips if clip.text is not None]
-    return LatentBatch(
-        x0=torch.stack([clip.x0 for clip in clips]),
-        texts=[clip.texts for clip in clips],
-        text=torch.stack(texts) if texts else None,
-    )
 
 
 class RankSampler(Sampler[int]):
@@ -224,7 +233,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def latent_stream(
-    shards: LatentShards,
+    takes: Dataset[T],
+    count: int,
+    stack: Callable[[Sequence[T]], Stacked],
     *,
     batch: int,
     seed: int = 0,
@@ -232,27 +243,37 @@ def latent_stream(
     world: int = 1,
     workers: int = 0,
     first: int = 0,
-) -> Iterator[LatentBatch]:
-    """Endless batches of one rank's clips.
+) -> Iterator[Stacked]:
+    """Endless batches of takes of clips, each clip once an epoch.
+
+    Errors of input come in one line, from a worker process too.
 
     Args:
-        shards: clips of equal length.
-        batch: clips of a batch, on this rank.
+        takes: item ``epoch * count + k`` is the take of clip k in this epoch.
+        count: clips.
+        stack: makes a batch of takes.
+        batch: takes of a batch, on this rank.
         seed: decides the order.
         rank: this process, from 0.
         world: processes.
         workers: processes that read; the order does not depend on how many.
         first: number of the first batch, to go on where a run stopped.
     """
-    sampler = RankSampler(len(shards), rank=rank, world=world, seed=seed, position=first * batch)
+    start = first * batch
+    sampler = RankSampler(count, rank=rank, world=world, seed=seed, position=start)
     loader = DataLoader(
-        shards,
+        takes,
         batch_size=batch,
-        sampler=sampler,
+        sampler=(sampler.epoch(k) * count + index for k, index in enumerate(sampler, start)),
         num_workers=workers,
-        collate_fn=stack_clips,
+        collate_fn=stack,
         multiprocessing_context="fork" if workers else None,
         # The loader seeds its workers from here instead of from the ambient generator.
         generator=torch.Generator().manual_seed(seed_for("latent-stream", seed)),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except ValueError as error:
+        # A worker's comes with its whole traceback as its text.
+        last = str(error).strip().splitlines()[-1]
+        raise ValueError(last.removeprefix(f"{ValueError.__name__}: ")) from error

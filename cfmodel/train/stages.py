@@ -7,25 +7,26 @@ further, at any time); ``chunk``, then ``base`` and ``causal-init`` from it, and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from cfmodel.config import Experiment, Family
-from cfmodel.devices import world
-from cfmodel.io.weights import Weights, load_weights
 from cfmodel.train.codec import CodecStage
-from cfmodel.train.data import context_clips, contiguous_clips, scripts, world_stream
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import FreshFilms, Roller, Rollout, StreamingFilms, Texts
+from cfmodel.train.films import FreshFilms, Roller, Rollout, StreamingFilms
 from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective, TeacherForcing
-from cfmodel.train.frozen import Frozen
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
-from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
-from cfmodel.train.state import Lora, local_rows
+from cfmodel.train.sources import (
+    CLIPS,
+    SHORT_CLIPS,
+    Resources,
+    Shared,
+    clips_of,
+    frozen_of,
+    texts_of,
+)
+from cfmodel.train.state import Lora
 from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.text import TextStage
 
@@ -34,14 +35,6 @@ Stage = Literal[
     "chunk", "base", "teacher", "causal-init",
     "dmd", "cdmd", "streaming",
 ]  # fmt: skip
-Shared = dict[str, Any]
-"""What the stages of one run have in common, by name: frozen networks and pools."""
-
-CLIP_CHUNKS = 7
-# A clip of one chunk is rendered and held for a ninth of the price of a whole one.
-SHORT_CLIPS = 4
-HELD_OUT = 32
-SCRIPTS_AT_ONCE = 64
 STREAM_LATENTS = 240
 CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
 TEXT_BATCH, TEXT_LR = 256, 1e-3
@@ -128,46 +121,6 @@ NUMBERS: dict[Family, Numbers] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a stage may use.
-
-    ``assets`` holds the weights of the stages before it; ``batch`` counts the films or captions of
-    a step over all processes and all of its ``accumulate`` micro-batches.
-    """
-
-    out: Path
-    assets: Path
-    device: torch.device
-    workers: int = 0
-    compiled: bool = False
-    batch: int | None = None
-    lr: float | None = None
-    capacity: int = 8192
-    fill: int = 2048
-    clips: int = 20_480
-    render: int = 64
-    scripts: int = 4096
-    accumulate: int = 1
-
-    def rows(self, default: int) -> int:
-        """Films or captions that a process takes in at a time.
-
-        Raises:
-            ValueError: the batch does not divide equally.
-        """
-        return local_rows(self.batch or default, (world().size, self.accumulate), "batch")
-
-    def weights(self, name: str) -> Weights:
-        """Weights of an earlier stage: of this run, else of the assets.
-
-        Raises:
-            ValueError: neither has them.
-        """
-        mine = self.out / f"{name}.safetensors"
-        return load_weights(mine if mine.exists() else self.assets / f"{name}.safetensors")
-
-
 def _codec(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return CodecStage(
         experiment, use.device, workers=use.workers, compiled=use.compiled,
@@ -189,40 +142,6 @@ def _text(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     )  # fmt: skip
 
 
-def _frozen(experiment: Experiment, use: Resources, shared: Shared) -> Frozen:
-    if "frozen" not in shared:
-        codec, text = use.weights("codec"), use.weights("text")
-        shared["frozen"] = Frozen(experiment, use.device, codec=codec, text=text)
-    return shared["frozen"]
-
-
-def _pool(
-    name: str, experiment: Experiment, use: Resources, shared: Shared
-) -> tuple[ClipPool[Any], Callable[[], Units]]:
-    """A pool of clips by name, filled, and a maker of held-out units."""
-    frozen, more = _frozen(experiment, use, shared), 1
-    if name == "context":
-        sample: Any = context_clips()
-        make: Any = context_units(frozen, experiment.geometry, use.device)
-    else:
-        sample = contiguous_clips(1 if name == "chunk" else CLIP_CHUNKS)
-        make = clip_units(frozen, experiment.geometry, use.device)
-        more = SHORT_CLIPS if name == "chunk" else 1
-    if name not in shared:
-
-        def stream(first: int) -> Any:
-            return world_stream(
-                sample, batch=more * use.render, stream=name, workers=use.workers, first=first
-            )
-
-        shared[name] = ClipPool(
-            stream, make, capacity=more * use.capacity, draws=Draws(use.device, 2),
-            fill=more * use.fill,
-        )  # fmt: skip
-    held_out = world_stream(sample, batch=min(HELD_OUT, use.render), stream=f"{name}-held-out")
-    return shared[name], lambda: make(next(held_out))
-
-
 def _flow(
     name: Stage,
     objective: Objective,
@@ -230,15 +149,13 @@ def _flow(
     experiment: Experiment,
     use: Resources,
     shared: Shared,
-    *,
-    pool: str = "contiguous",
 ) -> Strategy:
-    clips, held_out = _pool(pool, experiment, use, shared)
+    clips, held_out = clips_of(CLIPS[name], experiment, use, shared)
     return FlowStage(
         name, objective, experiment, use.device, clips, held_out,
-        _frozen(experiment, use, shared).embed([""])[0],
+        frozen_of(experiment, use, shared).embed([""])[0],
         init=use.weights(numbers.init).tensors if numbers.init else None, lora=numbers.lora,
-        compiled=use.compiled, clips=use.clips * (SHORT_CLIPS if pool == "chunk" else 1),
+        compiled=use.compiled, clips=use.clips * (SHORT_CLIPS if name == "chunk" else 1),
         batch=use.rows(numbers.batch), lr=use.lr or numbers.lr,
     )  # fmt: skip
 
@@ -246,7 +163,7 @@ def _flow(
 def _chunk(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     numbers = NUMBERS[experiment.family].chunk
     objective = Bidirectional(numbers.shift)
-    return _flow("chunk", objective, numbers, experiment, use, shared, pool="chunk")
+    return _flow("chunk", objective, numbers, experiment, use, shared)
 
 
 def _base(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
@@ -264,39 +181,24 @@ def _teacher(experiment: Experiment, use: Resources, shared: Shared) -> Strategy
     family = NUMBERS[experiment.family]
     numbers = family.teacher
     objective = ContextTeacher(experiment, use.device, family.recycling, shift=numbers.shift)
-    return _flow("teacher", objective, numbers, experiment, use, shared, pool="context")
-
-
-def _texts(chunks: int, experiment: Experiment, use: Resources, shared: Shared) -> Texts:
-    frozen = _frozen(experiment, use, shared)
-    at_once = min(SCRIPTS_AT_ONCE, use.scripts)
-    stream = world_stream(
-        scripts(chunks), batch=at_once, stream=f"scripts-{chunks}", workers=use.workers
-    )
-    batches = [next(stream) for _ in range(max(1, use.scripts // at_once))]
-    rows = [row for batch in batches for row in batch.texts]
-    unique = sorted({text for row in rows for text in row})
-    place = {text: k for k, text in enumerate(unique)}
-    index = torch.tensor([[place[text] for text in row] for row in rows])
-    returns = torch.cat([batch.returns for batch in batches])
-    return Texts(frozen.embed(unique).to(torch.bfloat16), index, returns, use.device)
+    return _flow("teacher", objective, numbers, experiment, use, shared)
 
 
 def _matching(
     name: Stage, experiment: Experiment, use: Resources, shared: Shared,
     *, student: str, teacher: str,
 ) -> Strategy:  # fmt: skip
-    numbers, frozen = NUMBERS[experiment.family], _frozen(experiment, use, shared)
+    numbers, frozen = NUMBERS[experiment.family], frozen_of(experiment, use, shared)
     roller = Roller(experiment, use.rows(numbers.films), Draws(use.device, 3))
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     if name == "streaming":
-        texts = _texts(STREAM_LATENTS // 3, experiment, use, shared)
+        texts = texts_of(STREAM_LATENTS // 3, experiment, use, shared)
         films: Any = StreamingFilms(roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode)
     else:
         plan = numbers.local
         if name == "cdmd":
             plan = replace(numbers.contextual, context=experiment.train.context)
-        texts = _texts(plan.longest // 3, experiment, use, shared)
+        texts = texts_of(plan.longest // 3, experiment, use, shared)
         films = FreshFilms(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)

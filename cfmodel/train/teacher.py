@@ -133,6 +133,7 @@ class ContextTeacher:
         """Losses without errors: of all clips, and of those where something returns.
 
         The latter also with another clip's sink and slow latents: what the long context is worth.
+        Where nobody knows what returns, that is told of all clips.
         """
         x0 = units["x0"][:, CONTEXT:]
         eps, sigma_B = draws.like(x0), shift_sigma(draws.uniform(len(x0)), self.shift)
@@ -150,6 +151,8 @@ class ContextTeacher:
         swapped[:, :SLOW_END] = context[:, :SLOW_END].roll(1, 0)
         other[:, :SLOW_END] = valid[:, :SLOW_END].roll(1, 0)
         blind = error(swapped, other)
+        if "returning" not in units:
+            return {"flow_loss": whole.mean(), "flow_loss_swapped": blind.mean()}
         back = units["returning"].float()
         mass = back.sum().clamp(min=1)
         return {

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from cfmodel.devices import joined, world
+from cfmodel.io.codec import MEAN, STD
+from cfmodel.io.text import BytePooler
+from cfmodel.io.weights import randomize, save_weights
+from cfmodel.nn.tae import TinyAutoencoder
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
@@ -95,6 +99,19 @@ def dies_after(steps: int) -> Callable[[], bool]:
         return False
 
     return ask
+
+
+def write_assets(folder: Path, spread: float = 1.0) -> Path:
+    """Random weights of codec and text encoder at nano size, as files of a folder."""
+    codec, text = TinyAutoencoder(NANO.codec), BytePooler(NANO.text)
+    randomize(codec, "codec")
+    randomize(text, "text")
+    scale = {MEAN: torch.zeros(MODEL.latent_channels), STD: torch.ones(MODEL.latent_channels)}
+    scale[STD] *= spread
+    about: dict[str, Any] = {"config": NANO.to_json(), "record": {}}
+    save_weights(folder / "codec.safetensors", codec.state_dict() | scale, **about)
+    save_weights(folder / "text.safetensors", text.state_dict(), **about)
+    return folder
 
 
 def stops_after(steps: int) -> Callable[[], bool]:

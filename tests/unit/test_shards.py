@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
 from cfmodel.config import Geometry
 from cfmodel.io.shards import ClipRow, Index, ShardWriter, load_index
 from cfmodel.train import shards as reading
-from cfmodel.train.prompts import chunk_texts, prompt_stream, read_prompts
-from cfmodel.train.shards import LatentShards, RankSampler, epoch_order, latent_stream, stack_clips
+from cfmodel.train.prompts import chunk_texts, read_prompts
+from cfmodel.train.shards import LatentShards, RankSampler, epoch_order, latent_stream
 
 SETTINGS = {
     "codec": {"name": "c", "sha256": "5ha", "channels": 2, "strides": [4, 8, 8]},
@@ -59,8 +60,8 @@ def write(folder, count=CLIPS, *, lengths=(5,), complete=True, **changed):
     return folder
 
 
-def numbers(batch):
-    return [int(x0.flatten()[0]) for x0 in batch.x0]
+def number(clip):
+    return int(clip.x0.flatten()[0])
 
 
 def test_clips_come_back(tmp_path):
@@ -75,29 +76,33 @@ def test_clips_come_back(tmp_path):
         assert torch.equal(text, torch.full((3, 6), float(k % 4)).bfloat16())
     copy = pickle.loads(pickle.dumps(shards))
     assert torch.equal(copy[4].x0, shards[4].x0)
-    batch = stack_clips([shards[2], shards[9]])
-    assert (batch.x0.shape, batch.text.shape, len(batch)) == ((2, 5, 2, 4, 4), (2, 3, 6), 2)
-    assert batch.texts == [("text 2",), ("text 1",)]
+    assert shards.films == [[k] for k in range(CLIPS)]
 
 
 def test_few_shards_are_open_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "OPEN_SHARDS", 2)
     shards = LatentShards([write(tmp_path / "a", 24)])
     for k in (0, 4, 8, 12, 16, 20, 0):
-        assert numbers(stack_clips([shards[k]])) == [k]
+        assert number(shards[k]) == k
         assert len(shards._open) <= 2
 
 
-def test_lengths(tmp_path):
-    folder = write(tmp_path / "a", lengths=(5, 3, 4))
+def test_parts_of_clips_are_read_alone(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    writer = ShardWriter(folder, Index(settings={**SETTINGS, "text": None}, complete=True), 2**20)
+    x0 = torch.arange(6.0).bfloat16()[:, None, None, None].expand(-1, 2, 4, 4)
+    writer.add(clip_row(0, 6), x0.contiguous(), None)
+    writer.flush()
     shards = LatentShards([folder])
-    with pytest.raises(ValueError, match=r"clips of \[3, 5\] latents in a batch"):
-        stack_clips([shards[0], shards[1]])
-    cut = LatentShards([folder], latents=4)
-    assert numbers(stack_clips([cut[k] for k in range(len(cut))])) == [0, 2, 3, 5, 6, 8, 9]
-    assert all(len(cut[k].x0) == 4 for k in range(len(cut)))
-    with pytest.raises(ValueError, match="no clip of 6 latents or more"):
-        LatentShards([folder], latents=6)
+    assert torch.equal(shards.latents(0, 2, 5), x0[2:5])
+    assert torch.equal(shards[0].x0, x0)
+
+
+def test_hash_tells_of_other_clips_and_not_of_their_place(tmp_path):
+    folders = [write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", CLIPS - 1)]
+    first, same, other = (LatentShards([folder]).sha256 for folder in folders)
+    assert first == same != other
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -111,7 +116,9 @@ def test_what_cannot_be_read(tmp_path):
         LatentShards([write(tmp_path / "begun", complete=False)])
     with pytest.raises(ValueError, match="holds no prepared films"):
         LatentShards([tmp_path])
-    with pytest.raises(ValueError, match="no clip of any length in nothing"):
+    with pytest.raises(ValueError, match=r"no clip in .*none; prepare films"):
+        LatentShards([write(tmp_path / "none", 0)])
+    with pytest.raises(ValueError, match="no clip in nothing"):
         LatentShards([])
     tree = json.loads((good / "index.json").read_text())
     (good / "index.json").write_text(json.dumps({**tree, "schema": 2}))
@@ -127,7 +134,7 @@ def test_damaged_shards(tmp_path):
     assert LatentShards([folder]).verify() == [shard]
     shard.write_bytes(b"\xff" * len(data))
     shards = LatentShards([folder])
-    assert numbers(stack_clips([shards[0]])) == [0]
+    assert number(shards[0]) == 0
     with pytest.raises(ValueError, match=r"shard-00001.safetensors is damaged"):
         shards[4]
     shard.unlink()
@@ -137,13 +144,18 @@ def test_damaged_shards(tmp_path):
 
 def test_latents_of_another_preset_are_refused(tmp_path):
     shards = LatentShards([write(tmp_path / "a")])
-    fitting = Geometry(height=32, width=32)
-    shards.check(codec_sha256="5ha", geometry=fitting)
-    with pytest.raises(ValueError, match="prepared with codec 5ha, but the preset has other"):
-        shards.check(codec_sha256="other", geometry=fitting)
-    for key in ("fps", "height", "width"):
-        with pytest.raises(ValueError, match=f"prepared with {key}"):
-            shards.check(codec_sha256="5ha", geometry=dataclasses.replace(fitting, **{key: 64}))
+    fitting = {"codec_sha256": "5ha", "channels": 2, "geometry": Geometry(height=32, width=32)}
+    shards.check(**fitting)
+    for key, wrong, words in (
+        ("codec_sha256", "other", "codec 5ha, but this run has other; prepare them with"),
+        ("channels", 16, "channels 2, but this run has 16"),
+    ):
+        with pytest.raises(ValueError, match=f"prepared with {words}"):
+            shards.check(**{**fitting, key: wrong})
+    for key, value in (("fps", 64), ("height", 64), ("width", 64), ("vae_stride", (8, 8, 8))):
+        other = dataclasses.replace(fitting["geometry"], **{key: value})
+        with pytest.raises(ValueError, match=f"prepared with {key.removeprefix('vae_')}"):
+            shards.check(**{**fitting, "geometry": other})
 
 
 # --- order ----------------------------------------------------------------------------------------
@@ -205,24 +217,31 @@ def test_samplers_that_cannot_be(wrong):
         RankSampler(options.pop("count"), **options)
 
 
-def test_streams(tmp_path):
-    shards = LatentShards([write(tmp_path / "a")])
+class Numbers(Dataset[int]):
+    def __getitem__(self, number):
+        return number
+
+
+def test_streams():
     state = torch.get_rng_state()
 
     def read(first=0, **options):
-        stream = latent_stream(shards, batch=3, seed=5, first=first, **options)
-        return [numbers(batch) for batch in islice(stream, 9)]
+        stream = latent_stream(Numbers(), CLIPS, list, batch=3, seed=5, first=first, **options)
+        return list(islice(stream, 9))
+
+    def place(number):
+        return divmod(number, CLIPS)
 
     alone = read()
-    assert [n for batch in alone for n in batch] == list(
-        islice(RankSampler(CLIPS, rank=0, world=1, seed=5), 27)
-    )
+    whole = [place(number) for batch in alone for number in batch]
+    order = list(islice(RankSampler(CLIPS, rank=0, world=1, seed=5), 27))
+    assert whole == [(k // CLIPS, index) for k, index in enumerate(order)]
     assert read(workers=2) == alone
     assert read(first=4)[:5] == alone[4:]
     ranks = [read(rank=rank, world=2) for rank in (0, 1)]
-    first, second = ([n for batch in batches for n in batch] for batches in ranks)
+    first, second = ([place(n) for batch in batches for n in batch] for batches in ranks)
     mixed = [n for pair in zip(first, second, strict=True) for n in pair]
-    assert mixed[:27] == [n for batch in alone for n in batch]
+    assert mixed[:27] == whole
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -234,9 +253,9 @@ def test_prompts_of_a_text_file(tmp_path):
     path.write_text("a red ball\r\n\n  grün\u2028und \n a red ball", encoding="utf-8-sig")
     prompts = read_prompts(path, max_bytes=64)
     assert [text for ((text, _),) in prompts] == ["a red ball", "grün\u2028und", "a red ball"]
-    scripts = chunk_texts(prompts, chunks=4, geometry=Geometry())([1, 0])
-    assert scripts.texts == [("grün\u2028und",) * 4, ("a red ball",) * 4]
-    assert scripts.returns.shape == (2, 4)
+    scripts = chunk_texts(prompts, chunks=4, geometry=Geometry())
+    assert scripts.texts == [("a red ball",) * 4, ("grün\u2028und",) * 4, ("a red ball",) * 4]
+    assert scripts.returns.shape == (3, 4)
     assert not scripts.returns.any()
 
 
@@ -246,7 +265,7 @@ def test_prompts_of_segments(tmp_path):
     lines = [{"id": "x", "segments": parts}, {"text": "c", "more": 1}]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     prompts = read_prompts(path, max_bytes=8)
-    scripts = chunk_texts(prompts, chunks=4, geometry=Geometry())([0, 1])
+    scripts = chunk_texts(prompts, chunks=4, geometry=Geometry())
     assert scripts.texts == [("a", "a", "b", "b"), ("c",) * 4]
 
 
@@ -271,17 +290,3 @@ def test_prompts_that_cannot_be_used(tmp_path, name, data, message):
         read_prompts(tmp_path / name, max_bytes=64)
     with pytest.raises(ValueError, match=r"cannot read .*none.txt: No such file"):
         read_prompts(tmp_path / "none.txt", max_bytes=64)
-
-
-def test_prompt_streams():
-    prompts = [((f"p{k}", 1.0),) for k in range(7)]
-
-    def read(**options):
-        stream = prompt_stream(prompts, chunks=2, geometry=Geometry(), batch=2, seed=3, **options)
-        return [row[0] for scripts in islice(stream, 7) for row in scripts.texts]
-
-    whole = read()
-    assert sorted(whole[:7]) == sorted(whole[7:]) == [f"p{k}" for k in range(7)]
-    assert read(first=3)[:8] == whole[6:]
-    ranks = [read(rank=rank, world=2) for rank in (0, 1)]
-    assert [ranks[k % 2][k // 2] for k in range(14)] == whole

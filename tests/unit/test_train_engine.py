@@ -18,17 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cfmodel import cli
-from cfmodel.io.codec import MEAN, STD
-from cfmodel.io.text import BytePooler
-from cfmodel.io.weights import randomize, save_weights
-from cfmodel.nn.tae import TinyAutoencoder
 from cfmodel.train import checkpoint
 from cfmodel.train.loop import DivergedError, Engine, StoppedError, stopping, train
 from cfmodel.train.run import plan
 from cfmodel.train.sinks import JsonLines, boards, contact_sheet
 from cfmodel.train.state import CHECKPOINT_PREFIX, Lora, Trainable, merged
 from tests.helpers.nano import NANO, nano_latents, nano_model, seeded
-from tests.helpers.stages import stage, stops_after, weights_of
+from tests.helpers.stages import stage, stops_after, weights_of, write_assets
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10
@@ -416,14 +412,7 @@ def test_samples_are_written_while_training(tmp_path, through):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """``cfmodel train`` at nano size, with random weights of codec and text encoder."""
-    codec, text = TinyAutoencoder(NANO.codec), BytePooler(NANO.text)
-    randomize(codec, "codec")
-    randomize(text, "text")
-    channels = NANO.model.latent_channels
-    scale = {MEAN: torch.zeros(channels), STD: torch.ones(channels)}
-    about: dict[str, Any] = {"config": NANO.to_json(), "record": {}}
-    save_weights(tmp_path / "assets" / "codec.safetensors", codec.state_dict() | scale, **about)
-    save_weights(tmp_path / "assets" / "text.safetensors", text.state_dict(), **about)
+    write_assets(tmp_path / "assets")
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: Any):
