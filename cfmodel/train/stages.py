@@ -115,7 +115,7 @@ NUMBERS: dict[Family, Numbers] = {
         teacher=Flow(
             batch=8, lr=1e-4, shift=5.0, init="base", lora=Lora(rank=128, alpha=128)
         ),
-        recycling=Recycling(),
+        recycling=Recycling(host=True),
         films=64,
         dmd=_RELEASED,
         cdmd=replace(_RELEASED, guidance=5.0),

@@ -73,8 +73,9 @@ class ContextTeacher:
         model, geometry = experiment.model, experiment.geometry
         shape = (TARGET, model.latent_channels, *geometry.latent_size)
         self.recycling, self.shift = recycling, shift
-        self.clean = ErrorBank(recycling.bins, recycling.entries, shape, device)
-        self.noise = ErrorBank(recycling.bins, recycling.entries, shape, device)
+        size, host = (recycling.bins, recycling.entries), recycling.host
+        self.clean = ErrorBank(*size, shape, device, host=host)
+        self.noise = ErrorBank(*size, shape, device, host=host)
 
     def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
         """Mean squared error of the target's flow; stores some of the errors made."""

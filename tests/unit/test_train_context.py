@@ -1,5 +1,6 @@
 """Context clips, error banks, the teacher, self-made films and distribution matching."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cfmodel.train.data import (
     world_stream,
 )
 from cfmodel.train.draws import Draws
-from cfmodel.train.errors import ErrorBank, Recycling, clean_error, noise_error
+from cfmodel.train.errors import ErrorBank, Recycling, bank_bytes, clean_error, noise_error
 from cfmodel.train.films import (
     Film,
     FreshFilms,
@@ -41,6 +42,7 @@ from cfmodel.train.films import (
 from cfmodel.train.losses import noised
 from cfmodel.train.matching import Matching, MatchingStage, score
 from cfmodel.train.pool import ClipPool, Ring, context_units
+from cfmodel.train.stages import NUMBERS
 from cfmodel.train.teacher import ContextTeacher, score_flow
 from tests.helpers.nano import NANO, nano_model, seeded
 
@@ -211,8 +213,9 @@ def test_errors_are_those_of_clean_latents_and_of_noise():
     torch.testing.assert_close(noise_error(v, goal, sigma), (xt + (1 - sigma) * v) - eps)
 
 
-def test_bank_keeps_bins_apart_and_replaces_the_nearest():
-    bank = ErrorBank(4, 2, (1,), CPU)
+@pytest.mark.parametrize("host", [False, True])
+def test_bank_keeps_bins_apart_and_replaces_the_nearest(host):
+    bank = ErrorBank(4, 2, (1,), CPU, host=host)
     low, high = torch.tensor([0.1]), torch.tensor([0.9])
     bank.add(torch.tensor([[1.0]]), low)
     bank.add(torch.tensor([[5.0]]), low)
@@ -231,9 +234,43 @@ def test_bank_keeps_bins_apart_and_replaces_the_nearest():
     assert 0.2 < share < 0.47  # one of three entries
 
 
-def test_empty_bank_gives_no_error_from_any_bin():
-    _, there = ErrorBank(4, 2, (1,), CPU).draw(Draws(CPU, 0), None, 8)
+@pytest.mark.parametrize("host", [False, True])
+def test_empty_bank_gives_no_error_from_any_bin(host):
+    found, there = ErrorBank(4, 2, (1,), CPU, host=host).draw(Draws(CPU, 0), None, 8)
     assert not there.any()
+    assert not found.any()
+
+
+def test_bank_on_the_host_is_the_same_bank():
+    """Stored, replaced, drawn, saved and restored alike, more entries than a search takes at once.
+
+    An error that was stored does not follow what its maker does with it afterwards.
+    """
+    banks = [ErrorBank(2, 40, (3, 2), CPU, host=host) for host in (False, True)]
+    for seed in range(4):
+        errors, sigma = seeded(32, 3, 2, seed=seed).bfloat16(), seeded(32, seed=seed + 9).sigmoid()
+        for bank in banks:
+            mine = errors.clone()
+            bank.add(mine, sigma)
+            mine.zero_()
+    assert banks[0].counts.tolist() == [40, 40]
+    again = ErrorBank(2, 40, (3, 2), CPU, host=True)
+    again.load_state_dict(copy.deepcopy(banks[1].state_dict()))
+    for level in (None, torch.full((64,), 0.8)):
+        on_device, on_host, restored = (
+            bank.draw(Draws(CPU, 5), level, 64)[0] for bank in (*banks, again)
+        )
+        assert torch.equal(on_device, on_host)
+        assert torch.equal(on_device, restored)
+
+
+def test_bank_on_the_host_holds_what_came_and_no_more():
+    bank = ErrorBank(2, 500, (3, 2), CPU, host=True)
+    bank.add(seeded(5, 3, 2), torch.full((5,), 0.9))
+    held = [entry for entries in bank.state_dict()["stored"] for entry in entries]
+    assert sum(entry.nbytes for entry in held) == bank_bytes(5, (3, 2))
+    assert NUMBERS["wan-1.3b"].recycling.host
+    assert not NUMBERS["tiny"].recycling.host
 
 
 # --- teacher --------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_killed_run_goes_on_bit_exactly(tmp_path, through):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["causal-init", "teacher", "dmd", "streaming"])
+@pytest.mark.parametrize("name", ["causal-init", "teacher", "teacher-host", "dmd", "streaming"])
 def test_stopped_run_goes_on_bit_exactly(name, tmp_path, through):
     steps = 4
     engine = Engine(log_every=1, stop=stops_after(2))
