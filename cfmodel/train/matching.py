@@ -143,10 +143,11 @@ class MatchingStage:
         with mixed:
             film = self.films.make(self.student.module, progress, grad=mine)
             metrics = self._student_step(film, progress) if mine else dict[str, Tensor]()
-            seen = film._replace(target=film.target.detach())
-            self._seen = seen.target[:SHOWN]
+            # Whatever hangs on the student's gradient is let go before the critic needs the room.
+            film = film._replace(target=film.target.detach(), terms=None)
+            self._seen = film.target[:SHOWN]
             for _ in range(self.numbers.critic_updates):
-                metrics |= self._critic_step(seen, progress)
+                metrics |= self._critic_step(film, progress)
             return metrics
 
     def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,6 +171,8 @@ class MatchingStage:
             )
             gradient = dmd_gradient(x0, clean(self.critic.module, film.text), real)
         loss = dmd_loss(x0, gradient)
+        if film.terms is not None:
+            loss = film.terms(gradient / gradient.numel())
         norm = self.student.update(loss, progress)
         return {"dmd": gradient.abs().mean(), "student_norm": norm, "std": x0.detach().std()}
 

@@ -119,10 +119,10 @@ NUMBERS: dict[Family, Numbers] = {
         films=64,
         dmd=_RELEASED,
         cdmd=replace(_RELEASED, guidance=5.0),
-        local=Rollout(free=18, first_clean=True),
+        local=Rollout(free=18, first_clean=True, replay=True),
         contextual=Rollout(
             shortest=84, longest=105, curriculum=1.2, free=18, first_clean=True,
-            context="contiguous",
+            context="contiguous", replay=True,
         ),
     ),
 }  # fmt: skip

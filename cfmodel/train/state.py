@@ -7,7 +7,7 @@ beyond rounding.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,16 +159,21 @@ class Trainable:
         if checkpointing or sharded:
             self._bind()
 
-    def update(self, loss: Tensor, progress: float) -> Tensor:
+    def update(self, loss: Tensor | Iterable[Tensor], progress: float) -> Tensor:
         """One optimiser step on ``loss``, or its share of one; the gradient's norm before clipping.
 
         With micro-batches the step is on the mean of their losses, and the norm is NaN until the
         last of them.
+
+        Args:
+            loss: a scalar, or the terms of one, of which each is sent back before the next is made.
+            progress: of the run, in [0, 1].
         """
-        (loss / self._accumulate).backward()
+        for term in (loss,) if isinstance(loss, Tensor) else loss:
+            (term / self._accumulate).backward()
         self._pending += 1
         if self._pending < self._accumulate:
-            return loss.new_full((), math.nan)
+            return torch.full((), math.nan, device=self.parameters[0].device)
         self._pending = 0
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if isinstance(norm, DTensor):

@@ -43,6 +43,7 @@ from cfmodel.train.losses import noised
 from cfmodel.train.matching import Matching, MatchingStage, score
 from cfmodel.train.pool import ClipPool, Ring, context_units
 from cfmodel.train.stages import NUMBERS
+from cfmodel.train.state import Trainable
 from cfmodel.train.teacher import ContextTeacher, score_flow
 from tests.helpers.nano import NANO, nano_model, seeded
 
@@ -427,6 +428,50 @@ def test_gradient_flows_through_the_free_chunks_alone():
             retain_graph=True,
         )[0]
         assert gradient.abs().max() > 0
+
+
+def _film_gradients(plan: Rollout, *, checkpointing: bool = False) -> list[Tensor]:
+    """Gradients of a fixed function of a film's target, and the target, from the same draws."""
+    trained = Trainable(nano_model().requires_grad_(True), lr=1.0, clip=1e9)
+    trained.prepare(checkpointing=checkpointing)
+    film = FreshFilms(_roller(tau=0.9999), _texts(chunks=14), plan).make(
+        trained.module, 1.0, grad=True
+    )
+    weight = seeded(*film.target.shape, seed=11)
+    if film.terms is None:
+        (film.target * weight).sum().backward()
+    else:
+        assert not film.target.requires_grad
+        for term in film.terms(weight):
+            term.backward()
+    found = [p.grad for p in trained.parameters]
+    return [film.target.detach(), *(g for g in found if g is not None)]
+
+
+def test_activations_computed_again_read_the_memory_of_their_time():
+    """By the backward pass later chunks have taken the slots of earlier ones."""
+    plan = Rollout(shortest=42, longest=42, free=18, first_clean=True, context="memory")
+    kept, again = _film_gradients(plan), _film_gradients(plan, checkpointing=True)
+    assert len(kept) == len(again)
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("context", ["memory", "contiguous"])
+def test_replayed_chunks_give_the_gradients_of_the_film(context):
+    plan = Rollout(shortest=42, longest=42, free=18, first_clean=True, context=context)
+    kept = _film_gradients(plan)
+    again = _film_gradients(dataclasses.replace(plan, replay=True), checkpointing=True)
+    assert len(kept) == len(again)
+    for a, b in zip(kept, again, strict=True):
+        # Sums over films and tokens in another order, in fp32.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_replay_of_a_reencoded_window_is_refused():
+    plan = Rollout(shortest=36, longest=36, replay=True)
+    with pytest.raises(ValueError, match="replay cannot leave out"):
+        FreshFilms(_roller(), _texts(), plan)
 
 
 def test_no_gradient_without_asking():
