@@ -28,10 +28,10 @@ Context = Literal["none", "contiguous", "memory"]
 class Film(NamedTuple):
     """What of a film is scored.
 
-    ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them. With a
-    context, ``context`` (B, 21, C, X, Y) comes before it, ``text`` has one entry a latent
-    (B, 42, S, E) and ``valid`` (B, 42) says which latents there are; without one both are None and
-    ``text`` has one entry a chunk (B, 7, S, E).
+    ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them; ``context``
+    (B, 21, C, X, Y), if any, comes before it. ``text`` has one entry a chunk (B, 7 or 14, S, E).
+    Where the context is what the memory holds, ``valid`` (B, 42) says which latents there are, and
+    ``text`` has one entry a latent (B, 42, S, E).
 
     Where films are replayed, ``target`` carries no gradients. Instead ``terms`` takes what the
     gradient of the target is to be (B, 21, C, X, Y) and gives, one after the other, losses whose
@@ -339,13 +339,9 @@ class FreshFilms:
                 window = film[:, start - CONTEXT :]
                 if start > CONTEXT:
                     window = self._as_opening(film, start - CONTEXT)
-                frames = torch.arange(start - CONTEXT, total, device=film.device)
-                return Film(
-                    window[:, CONTEXT:],
-                    text[:, frames // 3],
-                    window[:, :CONTEXT].detach(),
-                    torch.ones(len(film), CONTEXT + TARGET, dtype=torch.bool, device=film.device),
-                )
+                # All latents are there, so nothing is masked: attention is much faster for it.
+                chunks = slice((start - CONTEXT) // 3, total // 3)
+                return Film(window[:, CONTEXT:], text[:, chunks], window[:, :CONTEXT].detach())
             case "memory":
                 frames, valid = remembered(held, start, film.device)
                 rows = torch.arange(len(film), device=film.device)[:, None]

@@ -103,7 +103,7 @@ _SMALL_NUMBERS = Numbers(
 )  # fmt: skip
 _RELEASED = Matching(
     guidance=3.0, shift=5.0, lr=2e-6, critic_lr=4e-7, betas=(0.9, 0.999),
-    critic_betas=(0.5, 0.95), every=5, critic_updates=1,
+    critic_betas=(0.5, 0.95), every=5, critic_updates=1, ema_on_host=True, half_teacher=True,
 )  # fmt: skip
 NUMBERS: dict[Family, Numbers] = {
     "nano": _SMALL_NUMBERS,

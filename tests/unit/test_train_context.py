@@ -497,6 +497,21 @@ def test_memory_context_is_what_the_slots_hold():
     assert made.context[made.valid[:, :CONTEXT]].abs().amax((1, 2, 3)).min() > 0
 
 
+def test_contiguous_context_needs_neither_mask_nor_a_text_a_latent():
+    plan = Rollout(shortest=45, longest=45, context="contiguous")
+    films = FreshFilms(_roller(), _texts(chunks=15), plan, reencode=lambda x: x[:, -1:])
+    net = nano_model()
+    film = films.make(net, 1.0, grad=False)
+    assert film.context is not None
+    assert (film.valid, film.text.shape[1]) == (None, (CONTEXT + TARGET) // 3)
+    sigma, there = torch.tensor([0.4, 0.7]), torch.ones(2, CONTEXT + TARGET, dtype=torch.bool)
+    masked = film._replace(text=film.text.repeat_interleave(3, 1), valid=there)
+    torch.testing.assert_close(
+        score(net, film, film.target, sigma, film.text),
+        score(net, masked, film.target, sigma, masked.text),
+    )
+
+
 def test_windows_in_mid_film_begin_with_a_reencoded_frame():
     seen = []
 
@@ -579,12 +594,16 @@ def test_contextual_gradient_is_the_analytic_one():
     torch.testing.assert_close(moved - real, 3 * expected, atol=1e-4, rtol=1e-4)
 
 
-def test_stage_updates_student_and_critic_and_leaves_the_teacher():
+@pytest.mark.parametrize("large", [False, True])
+def test_stage_updates_student_and_critic_and_leaves_the_teacher(large):
+    """Also as at 1.3 B: replayed, the average on the host, the teacher in bfloat16."""
     weights = VideoTransformer(MODEL, NANO.geometry).state_dict()
-    films = FreshFilms(_roller(), _texts(), Rollout(shortest=30, longest=30, context="memory"))
+    plan = Rollout(shortest=30, longest=30, context="memory", replay=large)
+    films = FreshFilms(_roller(), _texts(), plan)
     stage = MatchingStage(
         "cdmd", NANO, CPU, films, torch.zeros(MODEL.text_tokens, MODEL.text_width),
-        Matching(guidance=2.0, shift=1.0, lr=1e-2, critic_lr=1e-2, every=2, critic_updates=2),
+        Matching(guidance=2.0, shift=1.0, lr=1e-2, critic_lr=1e-2, every=2, critic_updates=2,
+                 ema_on_host=large, half_teacher=large),
         student=weights, teacher=weights,
     )  # fmt: skip
     critic: Any = stage.critic.module
@@ -595,7 +614,8 @@ def test_stage_updates_student_and_critic_and_leaves_the_teacher():
     assert stage.student.updates == 2
     assert stage.critic.updates == 8
     after = stage.teacher.state_dict()
-    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    kind = torch.bfloat16 if large else torch.float32
+    assert all(torch.equal(after[name], weights[name].to(kind)) for name in weights)
     assert all(p.grad is None for p in stage.teacher.parameters())
     name = "head.linear.weight"
     assert not torch.equal(stage.student.module.state_dict()[name], weights[name])
