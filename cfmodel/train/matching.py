@@ -6,9 +6,10 @@ Dims: B films, F latent frames, S text tokens, E text width.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ from cfmodel.train.teacher import score_flow
 
 SIGMA_RANGE = (0.02, 0.98)
 SHOWN = 4
+
+Part = Literal["rollout", "student", "critic"]
+Clock = Callable[[Part], AbstractContextManager[None]]
+"""Goes around a part of a step, to time it."""
+
+
+def untimed(part: Part) -> AbstractContextManager[None]:
+    """No clock."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +99,7 @@ class MatchingStage:
         compiled: compile the blocks.
         decode: pixels (B, R, 3, Y, X) of latents, for samples.
         seed: of the draws.
+        clock: goes around the parts of each step.
 
     Source: arXiv:2602.06028 sections 6 and 7; there ``every`` is 5, ``critic_updates`` 1, and the
     critic never sees the batch that the student learns from.
@@ -108,7 +119,9 @@ class MatchingStage:
         compiled: bool = False,
         decode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        clock: Clock = untimed,
     ) -> None:
+        self._clock = clock
         self.name, self.experiment, self.device = name, experiment, device
         self.films, self.numbers, self._compiled = films, numbers, compiled
         self.empty_SE = empty_SE.to(device)
@@ -147,13 +160,18 @@ class MatchingStage:
         """One batch of films: perhaps a student update, then the critic's updates."""
         mine = step % self.numbers.every == 0
         with self._mixed(self.device.type == "cuda"):
-            film = self.films.make(self.student.module, progress, grad=mine)
-            metrics = self._student_step(film, progress) if mine else dict[str, Tensor]()
+            with self._clock("rollout"):
+                film = self.films.make(self.student.module, progress, grad=mine)
+            metrics = dict[str, Tensor]()
+            if mine:
+                with self._clock("student"):
+                    metrics |= self._student_step(film, progress)
             # Whatever hangs on the student's gradient is let go before the critic needs the room.
             film = film._replace(target=film.target.detach(), terms=None)
             self._seen = film.target[:SHOWN]
-            for _ in range(self.numbers.critic_updates):
-                metrics |= self._critic_step(film, progress)
+            with self._clock("critic"):
+                for _ in range(self.numbers.critic_updates):
+                    metrics |= self._critic_step(film, progress)
             return metrics
 
     def _mixed(self, enabled: bool) -> torch.autocast:
