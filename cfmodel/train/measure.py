@@ -29,6 +29,7 @@ from cfmodel.train.state import local_rows
 GIB = 2**30
 TEXTS = 8
 HEAD_STD = 0.02
+FIRST_BLOCK = "blocks.0."
 RECIPES = {"dmd": (600, 64), "cdmd": (500, 64)}
 """Iterations and films of each. Source: arXiv:2602.06028 sections 6 and 7."""
 CURRICULUM_POINTS = 100
@@ -87,8 +88,16 @@ def rollout_of(experiment: Experiment, trial: Trial) -> Rollout:
 
 
 def random_weights(experiment: Experiment) -> dict[str, Tensor]:
-    """Weights of a network whose output is not zero, so that no gradient of the stage is."""
-    state = VideoTransformer(experiment.model, experiment.geometry).state_dict()
+    """Weights of a network whose output is not zero, so that no gradient of the stage is.
+
+    Every block has the same: 1.4 billion draws on the CPU would take longer than an iteration.
+    """
+    one = replace(experiment.model, layers=1)
+    state = VideoTransformer(one, experiment.geometry).state_dict()
+    first = {key: value for key, value in state.items() if key.startswith(FIRST_BLOCK)}
+    for layer in range(1, experiment.model.layers):
+        for key, value in first.items():
+            state[f"blocks.{layer}.{key.removeprefix(FIRST_BLOCK)}"] = value
     head = state["head.linear.weight"]
     generator = torch.Generator().manual_seed(seed_for("measure", "head"))
     head.copy_(torch.empty(head.shape).normal_(std=HEAD_STD, generator=generator))
