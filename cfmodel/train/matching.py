@@ -26,6 +26,9 @@ from cfmodel.train.teacher import score_flow
 
 SIGMA_RANGE = (0.02, 0.98)
 SHOWN = 4
+PROGRAMS = 32
+"""Programs that the compiler may make of a block: it is run with and without gradient, memory and
+mask, in float32 and bfloat16. Beyond its default, 8, blocks would run eagerly without an error."""
 
 Part = Literal["rollout", "student", "critic"]
 Clock = Callable[[Part], AbstractContextManager[None]]
@@ -122,6 +125,11 @@ class MatchingStage:
         clock: Clock = untimed,
     ) -> None:
         self._clock = clock
+        if compiled:
+            # Imported here: it takes seconds.
+            from torch._dynamo import config
+
+            config.recompile_limit = max(config.recompile_limit, PROGRAMS)
         self.name, self.experiment, self.device = name, experiment, device
         self.films, self.numbers, self._compiled = films, numbers, compiled
         self.empty_SE = empty_SE.to(device)

@@ -66,6 +66,17 @@ def test_every_part_of_the_real_stage_is_measured(tmp_path):
     assert record["summary"]["peak_reserved_gib"] is None
 
 
+@pytest.mark.gpu
+def test_memory_is_measured_on_a_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    trial = Trial(latents=SHORT, iterations=1)
+    record = measure.run(small(), trial, torch.device("cuda"), tmp_path / "train.json", "mine")
+    told = record["summary"]
+    assert 0 < told["peak_allocated_gib"] <= told["peak_reserved_gib"] < record["device_gib"]
+    assert all(math.isfinite(value) for step in record["steps"] for value in step.values())
+
+
 def test_an_iteration_without_room_says_where_and_leaves_what_it_knew(tmp_path):
     meter = Meter(CPU, tmp_path / "train.json", "mine", {"device": "cpu"})
     with meter.part("rollout"):
