@@ -408,6 +408,8 @@ class StreamingFilms:
     The scored window is the last 21 latents, of which the first three were made by the call
     before, under the weights of that time.
 
+    With ``replay`` gradients are made as in ``Rollout``.
+
     Source: streaming long tuning of LongLive (windows of 21 latents, at least 18 of them new, up
     to 240 latents), the short teacher of stage 1 as judge.
     """
@@ -421,6 +423,7 @@ class StreamingFilms:
         *,
         longest: int = 240,
         reencode: Callable[[Tensor], Tensor],
+        replay: bool = False,
         seed: int = 0,
     ) -> None:
         if texts.chunks * 3 < longest:
@@ -429,7 +432,7 @@ class StreamingFilms:
                 "scripts"
             )
         self.roller, self.texts, self.longest, self.reencode = roller, texts, longest, reencode
-        self.latents = 0
+        self.replay, self.latents = replay, 0
         self.choice = torch.Generator().manual_seed(seed_for("films", seed))
         self._memory: SlotMemory | None = None
         self._text: Tensor | None = None
@@ -450,11 +453,12 @@ class StreamingFilms:
         mine = text[:, first : first + count]
         with torch.no_grad():
             words = net.text_kv(mine)
-        bright = net.text_kv(mine) if grad else None
+        again = Replay(net, copy.deepcopy(memory), mine) if grad and self.replay else None
+        bright = net.text_kv(mine) if grad and again is None else None
         parts = [
             roller.chunk(
                 net, memory, words.select(k), exit_step=exit_step,
-                with_grad=bright.select(k) if bright else None,
+                with_grad=bright.select(k) if bright else None, replay=again,
             )
             for k in range(count)
         ]  # fmt: skip
@@ -468,7 +472,7 @@ class StreamingFilms:
         else:
             film_window = film
         self._tail = film[:, -4:].detach()
-        return Film(film_window, window)
+        return Film(film_window, window, terms=None if again is None else again.terms)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: random numbers, and the films in work."""

@@ -291,7 +291,10 @@ def _matching(
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     if name == "streaming":
         texts = _texts(STREAM_LATENTS // 3, experiment, use, shared)
-        films: Any = StreamingFilms(roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode)
+        films: Any = StreamingFilms(
+            roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode,
+            replay=numbers.local.replay,
+        )  # fmt: skip
     else:
         plan = numbers.local
         if name == "cdmd":

@@ -468,6 +468,27 @@ def test_replayed_chunks_give_the_gradients_of_the_film(context):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_replayed_streams_give_the_gradients_of_the_film():
+    """The second call's window begins with latents of the first, which carry no gradient."""
+    found = list[list[Tensor]]()
+    for replay in (False, True):
+        net = nano_model().requires_grad_(True)
+        films = StreamingFilms(
+            _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20), longest=60,
+            reencode=lambda latents: latents[:, -1:], replay=replay,
+        )  # fmt: skip
+        films.make(net, 0.0, grad=False)
+        film = films.make(net, 0.0, grad=True)
+        weight = seeded(*film.target.shape, seed=11)
+        terms = film.terms(weight) if film.terms else [(film.target * weight).sum()]
+        for term in terms:
+            term.backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_replay_of_a_reencoded_window_is_refused():
     plan = Rollout(shortest=36, longest=36, replay=True)
     with pytest.raises(ValueError, match="replay cannot leave out"):
