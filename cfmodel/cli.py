@@ -270,6 +270,59 @@ def train(
 
 
 @app.command()
+def measure(
+    preset: PresetName = "wan-1.3b",
+    stage: Annotated[str, typer.Option(help="dmd or cdmd")] = "cdmd",
+    out: Annotated[
+        Path, typer.Option(help="file of records by name; those of other names stay")
+    ] = Path("results/speed/train-1.3b.json"),
+    name: Annotated[
+        str | None, typer.Option(help="of the record; default: processes-<number>")
+    ] = None,
+    latents: Annotated[
+        int | None, typer.Option(help="length of the films; default: the stage's longest")
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="iterations measured")] = 2,
+    warmup: Annotated[int, typer.Option(min=0, help="iterations before them")] = 1,
+    batch: Annotated[int, typer.Option(help="films an iteration, over all processes")] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="micro-batches of an iteration")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing/--no-checkpointing", help="compute activations twice")
+    ] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Seconds and memory of an iteration of dmd or cdmd, on random weights and texts.
+
+    Under torchrun networks are spread over all processes. Exit code 3: a part does not fit.
+    """
+    import torch
+
+    from cfmodel import devices, pipeline, presets
+    from cfmodel.train import measure as measures
+
+    experiment = presets.preset(preset, tuple(overrides))
+    if stage not in measures.RECIPES:
+        raise ValueError(f"unknown stage {stage!r}; use {' or '.join(measures.RECIPES)}")
+    trial = measures.Trial(
+        stage=cast(Any, stage), latents=latents, iterations=iterations, warmup=warmup, batch=batch,
+        accumulate=accumulate, checkpointing=checkpointing, compiled=compiled,
+    )  # fmt: skip
+    torch.set_float32_matmul_precision("high")
+    chosen = pipeline.choose_device(None if device == "auto" else device)
+    try:
+        with devices.joined(chosen) as place:
+            called = name or f"processes-{devices.world().size}"
+            record = measures.run(experiment, trial, place, out, called)
+            if devices.world().rank == 0:
+                _say(record if as_json else measures.lines(record))
+    except measures.NoRoomError as error:
+        _fail(str(error), error, code=INCOMPLETE)
+
+
+@app.command()
 def prepare(
     source: Annotated[
         Path, typer.Argument(help="folder of films, each with a .txt beside it; or .csv or .jsonl")

@@ -3,7 +3,8 @@
 Dims: B films, F latent frames, G chunks, S text tokens, E text width.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from cfmodel.rollout import commit_chunk, prepare_views
 from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET
 from cfmodel.train.draws import Draws
 from cfmodel.train.flow_stages import half_traffic
+from cfmodel.train.replay import Pass, Replay
 
 Context = Literal["none", "contiguous", "memory"]
 
@@ -26,16 +28,21 @@ Context = Literal["none", "contiguous", "memory"]
 class Film(NamedTuple):
     """What of a film is scored.
 
-    ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them. With a
-    context, ``context`` (B, 21, C, X, Y) comes before it, ``text`` has one entry a latent
-    (B, 42, S, E) and ``valid`` (B, 42) says which latents there are; without one both are None and
-    ``text`` has one entry a chunk (B, 7, S, E).
+    ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them; ``context``
+    (B, 21, C, X, Y), if any, comes before it. ``text`` has one entry a chunk (B, 7 or 14, S, E).
+    Where the context is what the memory holds, ``valid`` (B, 42) says which latents there are, and
+    ``text`` has one entry a latent (B, 42, S, E).
+
+    Where films are replayed, ``target`` carries no gradients. Instead ``terms`` takes what the
+    gradient of the target is to be (B, 21, C, X, Y) and gives, one after the other, losses whose
+    gradients sum to it; each must be sent back before the next is asked for. It does so once.
     """
 
     target: Tensor
     text: Tensor
     context: Tensor | None = None
     valid: Tensor | None = None
+    terms: Callable[[Tensor], Iterator[Tensor]] | None = None
 
 
 class Texts:
@@ -132,6 +139,7 @@ class Roller:
         exit_step: int,
         with_grad: TextKV | None = None,
         commit: bool = True,
+        replay: Replay | None = None,
     ) -> Tensor:
         """Latents (B, 3, C, X, Y) of the next chunk, stopped at ``exit_step``.
 
@@ -142,10 +150,15 @@ class Roller:
             exit_step: index of the last denoising step.
             with_grad: the same text with gradient, if the last step is to carry it.
             commit: whether the memory takes in the chunk.
+            replay: takes down the last step, if that is to be made again with gradient.
         """
-        device = self.draws.device
+        device, xt = self.draws.device, torch.zeros(0)
         with torch.no_grad():
             views = prepare_views(net, memory, self.sizes.frames)
+            if with_grad is not None:
+                # Values are still the memory's own, which later chunks overwrite before activations
+                # that are computed again read them in the backward pass.
+                views = [view._replace(v_BKHD=view.v_BKHD.clone()) for view in views]
         x0 = torch.zeros(self.sizes, device=device)
         for step in range(exit_step + 1):
             sigma = self.flow.sigmas[step]
@@ -156,6 +169,8 @@ class Roller:
                 words = with_grad if mine and with_grad is not None else text
                 v = net(half_traffic(xt), sigma_BF, words, context=views).v_BFCXY
                 x0 = x0_from_v(xt, v.float(), sigma)
+        if replay is not None:
+            replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))
         if commit:
             with torch.no_grad():
                 commit_chunk(net, memory, half_traffic(x0.detach()), text, views)
@@ -194,6 +209,8 @@ class Rollout:
         first_clean: see there.
         context: what the teacher sees before the target.
         returning: share of films in whose target something comes back.
+        replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
+            two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
     Source: arXiv:2602.06028 section 7 (84 to 105 latents, the last 18 free); section 6 (21).
     """
@@ -205,6 +222,7 @@ class Rollout:
     first_clean: bool = False
     context: Context = "none"
     returning: float = 0.0
+    replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
         """Latents of a film, a multiple of 3.
@@ -251,6 +269,11 @@ class FreshFilms:
                 "longer scripts"
             )
         before = {"none": 0, "contiguous": CONTEXT, "memory": SINK + LOCAL}[rollout.context]
+        if rollout.replay and rollout.context == "none" and rollout.longest > TARGET:
+            raise ValueError(
+                "a replay cannot leave out the re-encoded first latent of a window in mid-film; "
+                f"use films of {TARGET} latents, a context, or replay=False"
+            )
         if rollout.shortest < TARGET + before:
             raise ValueError(
                 f"films of {rollout.shortest} latents leave no room for the context "
@@ -271,24 +294,29 @@ class FreshFilms:
         with torch.no_grad():
             words = net.text_kv(text)
         first_free, window = chunks - plan.free // 3, chunks - TARGET // 3
-        bright = net.text_kv(text[:, first_free:]) if grad else None
+        kept = grad and not plan.replay
+        bright = net.text_kv(text[:, first_free:]) if kept else None
         memory, parts = roller.memory(), list[Tensor]()
         held: list[list[int]] = []
+        replay: Replay | None = None
         for chunk in range(chunks):
             if chunk == window:
                 held = slow_frames(memory, roller.batch)
             free = chunk >= first_free
             whole = not free or (plan.first_clean and chunk == first_free)
+            if grad and plan.replay and chunk == first_free:
+                replay = Replay(net, copy.deepcopy(memory), text[:, first_free:])
             parts.append(
                 roller.chunk(
                     net, memory, words.select(chunk),
                     exit_step=steps - 1 if whole else exit_step,
                     with_grad=bright.select(chunk - first_free) if bright and free else None,
-                    commit=chunk + 1 < chunks,
+                    commit=chunk + 1 < chunks, replay=replay,
                 )
             )  # fmt: skip
         self.latents += roller.batch * chunks * 3
-        return self._scored(torch.cat(parts, 1), text, held)
+        film = self._scored(torch.cat(parts, 1), text, held)
+        return film if replay is None else film._replace(terms=replay.terms)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: no film goes on, so random numbers alone."""
@@ -311,13 +339,9 @@ class FreshFilms:
                 window = film[:, start - CONTEXT :]
                 if start > CONTEXT:
                     window = self._as_opening(film, start - CONTEXT)
-                frames = torch.arange(start - CONTEXT, total, device=film.device)
-                return Film(
-                    window[:, CONTEXT:],
-                    text[:, frames // 3],
-                    window[:, :CONTEXT].detach(),
-                    torch.ones(len(film), CONTEXT + TARGET, dtype=torch.bool, device=film.device),
-                )
+                # All latents are there, so nothing is masked: attention is much faster for it.
+                chunks = slice((start - CONTEXT) // 3, total // 3)
+                return Film(window[:, CONTEXT:], text[:, chunks], window[:, :CONTEXT].detach())
             case "memory":
                 frames, valid = remembered(held, start, film.device)
                 rows = torch.arange(len(film), device=film.device)[:, None]
@@ -384,6 +408,8 @@ class StreamingFilms:
     The scored window is the last 21 latents, of which the first three were made by the call
     before, under the weights of that time.
 
+    With ``replay`` gradients are made as in ``Rollout``.
+
     Source: streaming long tuning of LongLive (windows of 21 latents, at least 18 of them new, up
     to 240 latents), the short teacher of stage 1 as judge.
     """
@@ -397,6 +423,7 @@ class StreamingFilms:
         *,
         longest: int = 240,
         reencode: Callable[[Tensor], Tensor],
+        replay: bool = False,
         seed: int = 0,
     ) -> None:
         if texts.chunks * 3 < longest:
@@ -405,7 +432,7 @@ class StreamingFilms:
                 "scripts"
             )
         self.roller, self.texts, self.longest, self.reencode = roller, texts, longest, reencode
-        self.latents = 0
+        self.replay, self.latents = replay, 0
         self.choice = torch.Generator().manual_seed(seed_for("films", seed))
         self._memory: SlotMemory | None = None
         self._text: Tensor | None = None
@@ -426,11 +453,12 @@ class StreamingFilms:
         mine = text[:, first : first + count]
         with torch.no_grad():
             words = net.text_kv(mine)
-        bright = net.text_kv(mine) if grad else None
+        again = Replay(net, copy.deepcopy(memory), mine) if grad and self.replay else None
+        bright = net.text_kv(mine) if grad and again is None else None
         parts = [
             roller.chunk(
                 net, memory, words.select(k), exit_step=exit_step,
-                with_grad=bright.select(k) if bright else None,
+                with_grad=bright.select(k) if bright else None, replay=again,
             )
             for k in range(count)
         ]  # fmt: skip
@@ -444,7 +472,7 @@ class StreamingFilms:
         else:
             film_window = film
         self._tail = film[:, -4:].detach()
-        return Film(film_window, window)
+        return Film(film_window, window, terms=None if again is None else again.terms)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: random numbers, and the films in work."""

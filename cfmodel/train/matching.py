@@ -6,9 +6,10 @@ Dims: B films, F latent frames, S text tokens, E text width.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,18 @@ from cfmodel.train.teacher import score_flow
 
 SIGMA_RANGE = (0.02, 0.98)
 SHOWN = 4
+PROGRAMS = 32
+"""Programs that the compiler may make of a block: it is run with and without gradient, memory and
+mask, in float32 and bfloat16. Beyond its default, 8, blocks would run eagerly without an error."""
+
+Part = Literal["rollout", "student", "critic"]
+Clock = Callable[[Part], AbstractContextManager[None]]
+"""Goes around a part of a step, to time it."""
+
+
+def untimed(part: Part) -> AbstractContextManager[None]:
+    """No clock."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,9 @@ class Matching:
         ema: of the student.
         every: batches of films from one student update to the next.
         critic_updates: critic updates on each batch, each at fresh noise.
+        ema_on_host: see ``Trainable``.
+        half_teacher: keep the teacher in bfloat16, in which its passes on CUDA are made anyway; its
+            time embedding is rounded too, as in sampling.
     """
 
     guidance: float
@@ -56,11 +72,13 @@ class Matching:
     ema: float = 0.99
     every: int = 1
     critic_updates: int = 3
+    ema_on_host: bool = False
+    half_teacher: bool = False
 
 
 def score(net: Any, film: Film, xt: Tensor, sigma_B: Tensor, text: Tensor) -> Tensor:
     """The flow (B, 21, C, X, Y), float32, of the noisy target, with the film's context if any."""
-    if film.context is None or film.valid is None:
+    if film.context is None:
         sigma_BF = sigma_B[:, None].expand(-1, xt.shape[1])
         return net(half_traffic(xt), sigma_BF, net.text_kv(text)).v_BFCXY.float()
     return score_flow(net, torch.cat([film.context, xt], 1), sigma_B, text, film.valid)
@@ -84,6 +102,7 @@ class MatchingStage:
         compiled: compile the blocks.
         decode: pixels (B, R, 3, Y, X) of latents, for samples.
         seed: of the draws.
+        clock: goes around the parts of each step.
 
     Source: arXiv:2602.06028 sections 6 and 7; there ``every`` is 5, ``critic_updates`` 1, and the
     critic never sees the batch that the student learns from.
@@ -103,14 +122,21 @@ class MatchingStage:
         compiled: bool = False,
         decode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        clock: Clock = untimed,
     ) -> None:
+        self._clock = clock
+        if compiled:
+            # Imported here: it takes seconds.
+            from torch._dynamo import config
+
+            config.recompile_limit = max(config.recompile_limit, PROGRAMS)
         self.name, self.experiment, self.device = name, experiment, device
         self.films, self.numbers, self._compiled = films, numbers, compiled
         self.empty_SE = empty_SE.to(device)
         n = numbers
         self.student = Trainable(
-            self._net(student), lr=n.lr, betas=n.betas, ema=n.ema, warmup=20, clip=n.clip,
-            weight_decay=n.weight_decay,
+            self._net(student), lr=n.lr, betas=n.betas, ema=n.ema, ema_on_host=n.ema_on_host,
+            warmup=20, clip=n.clip, weight_decay=n.weight_decay,
         )  # fmt: skip
         self.critic = Trainable(
             self._net(teacher), lr=n.critic_lr, betas=n.critic_betas, warmup=20, clip=n.clip,
@@ -119,16 +145,21 @@ class MatchingStage:
         # Its weights carry no gradient because it runs without one; asking for none as well would
         # make it another program to the compiler than the critic.
         self.teacher = self._net(teacher)
+        if n.half_teacher:
+            self.teacher.to(torch.bfloat16)
         self.draws = Draws(device, seed)
         self._decode, self._seen = decode, torch.zeros(0)
 
     def _net(self, state: Mapping[str, Tensor]) -> VideoTransformer:
-        net = VideoTransformer(self.experiment.model, self.experiment.geometry)
+        # Weights of its own would be drawn for nothing, which takes a while at 1.3 B.
+        with torch.device("meta"):
+            net = VideoTransformer(self.experiment.model, self.experiment.geometry)
+        net.to_empty(device=self.device)
         net.load_state_dict(dict(state))
         if self._compiled:
             for block in net.blocks:
                 block.compile()
-        return net.to(self.device)
+        return net
 
     def begin(self) -> None:
         """Nothing to fill."""
@@ -136,18 +167,24 @@ class MatchingStage:
     def step(self, step: int, progress: float) -> Mapping[str, Tensor]:
         """One batch of films: perhaps a student update, then the critic's updates."""
         mine = step % self.numbers.every == 0
-        # Uncached: the networks change between passes, and with them their weights' bf16 copies.
-        mixed = torch.autocast(
-            self.device.type, torch.bfloat16, self.device.type == "cuda", cache_enabled=False
-        )
-        with mixed:
-            film = self.films.make(self.student.module, progress, grad=mine)
-            metrics = self._student_step(film, progress) if mine else dict[str, Tensor]()
-            seen = film._replace(target=film.target.detach())
-            self._seen = seen.target[:SHOWN]
-            for _ in range(self.numbers.critic_updates):
-                metrics |= self._critic_step(seen, progress)
+        with self._mixed(self.device.type == "cuda"):
+            with self._clock("rollout"):
+                film = self.films.make(self.student.module, progress, grad=mine)
+            metrics = dict[str, Tensor]()
+            if mine:
+                with self._clock("student"):
+                    metrics |= self._student_step(film, progress)
+            # Whatever hangs on the student's gradient is let go before the critic needs the room.
+            film = film._replace(target=film.target.detach(), terms=None)
+            self._seen = film.target[:SHOWN]
+            with self._clock("critic"):
+                for _ in range(self.numbers.critic_updates):
+                    metrics |= self._critic_step(film, progress)
             return metrics
+
+    def _mixed(self, enabled: bool) -> torch.autocast:
+        # Uncached: the networks change between passes, and with them their weights' bf16 copies.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled, cache_enabled=False)
 
     def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise level of each film (B,), noise, and the noisy target."""
@@ -165,11 +202,13 @@ class MatchingStage:
                 return xt - sigma * score(net, film, xt, sigma_B, text)
 
             empty = self.empty_SE.expand_as(film.text)
-            real = guided(
-                clean(self.teacher, film.text), clean(self.teacher, empty), self.numbers.guidance
-            )
+            with self._mixed(self.device.type == "cuda" or self.numbers.half_teacher):
+                cond, uncond = clean(self.teacher, film.text), clean(self.teacher, empty)
+            real = guided(cond, uncond, self.numbers.guidance)
             gradient = dmd_gradient(x0, clean(self.critic.module, film.text), real)
         loss = dmd_loss(x0, gradient)
+        if film.terms is not None:
+            loss = film.terms(gradient / gradient.numel())
         norm = self.student.update(loss, progress)
         return {"dmd": gradient.abs().mean(), "student_norm": norm, "std": x0.detach().std()}
 

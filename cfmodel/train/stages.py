@@ -96,7 +96,7 @@ _SMALL_NUMBERS = Numbers(
 )  # fmt: skip
 _RELEASED = Matching(
     guidance=3.0, shift=5.0, lr=2e-6, critic_lr=4e-7, betas=(0.9, 0.999),
-    critic_betas=(0.5, 0.95), every=5, critic_updates=1,
+    critic_betas=(0.5, 0.95), every=5, critic_updates=1, ema_on_host=True, half_teacher=True,
 )  # fmt: skip
 NUMBERS: dict[Family, Numbers] = {
     "nano": _SMALL_NUMBERS,
@@ -108,14 +108,14 @@ NUMBERS: dict[Family, Numbers] = {
         teacher=Flow(
             batch=8, lr=1e-4, shift=5.0, init="base", lora=Lora(rank=128, alpha=128)
         ),
-        recycling=Recycling(),
+        recycling=Recycling(host=True),
         films=64,
         dmd=_RELEASED,
         cdmd=replace(_RELEASED, guidance=5.0),
-        local=Rollout(free=18, first_clean=True),
+        local=Rollout(free=18, first_clean=True, replay=True),
         contextual=Rollout(
             shortest=84, longest=105, curriculum=1.2, free=18, first_clean=True,
-            context="contiguous",
+            context="contiguous", replay=True,
         ),
     ),
 }  # fmt: skip
@@ -193,7 +193,10 @@ def _matching(
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     if name == "streaming":
         texts = texts_of(STREAM_LATENTS // 3, experiment, use, shared)
-        films: Any = StreamingFilms(roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode)
+        films: Any = StreamingFilms(
+            roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode,
+            replay=numbers.local.replay,
+        )  # fmt: skip
     else:
         plan = numbers.local
         if name == "cdmd":

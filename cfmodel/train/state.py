@@ -7,7 +7,7 @@ beyond rounding.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ class Trainable:
         clip: bound of the gradient's norm.
         ema: decay of the moving average; 0 keeps none.
         ema_after: updates during which the average is the weights themselves.
+        ema_on_host: keep the average in host memory; every update then copies the weights there.
         warmup: see ``lr_share``.
         floor: see ``lr_share``.
         lora: train an adaptation instead of the weights.
@@ -99,6 +100,7 @@ class Trainable:
         clip: float = 1.0,
         ema: float = 0.0,
         ema_after: int = 0,
+        ema_on_host: bool = False,
         warmup: int = 100,
         floor: float = 0.05,
         lora: Lora | None = None,
@@ -113,6 +115,9 @@ class Trainable:
         if lora is not None:
             add_lora(module, lora)
         self.ema = copy.deepcopy(module).requires_grad_(False) if ema else module
+        self._on_host = bool(ema) and ema_on_host
+        if self._on_host:
+            self.ema.cpu()
         self._bind()
 
     def _bind(self) -> None:
@@ -159,16 +164,21 @@ class Trainable:
         if checkpointing or sharded:
             self._bind()
 
-    def update(self, loss: Tensor, progress: float) -> Tensor:
+    def update(self, loss: Tensor | Iterable[Tensor], progress: float) -> Tensor:
         """One optimiser step on ``loss``, or its share of one; the gradient's norm before clipping.
 
         With micro-batches the step is on the mean of their losses, and the norm is NaN until the
         last of them.
+
+        Args:
+            loss: a scalar, or the terms of one, of which each is sent back before the next is made.
+            progress: of the run, in [0, 1].
         """
-        (loss / self._accumulate).backward()
+        for term in (loss,) if isinstance(loss, Tensor) else loss:
+            (term / self._accumulate).backward()
         self._pending += 1
         if self._pending < self._accumulate:
-            return loss.new_full((), math.nan)
+            return torch.full((), math.nan, device=self.parameters[0].device)
         self._pending = 0
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if isinstance(norm, DTensor):
@@ -199,7 +209,12 @@ class Trainable:
             keep = 0.0
         # Shards alone: an average of shards is the shard of the average.
         mine, average = [_local(p) for p in self.parameters], [_local(p) for p in self._averages]
-        torch._foreach_lerp_(average, mine, 1 - keep)  # pyright: ignore[reportPrivateUsage]
+        if self._on_host:
+            # One at a time: a second set of weights on the host would serve nothing.
+            for a, p in zip(average, mine, strict=True):
+                a.lerp_(p.cpu(), 1 - keep)
+        else:
+            torch._foreach_lerp_(average, mine, 1 - keep)  # pyright: ignore[reportPrivateUsage]
         for a, b in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             a.copy_(b)
 

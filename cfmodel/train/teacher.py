@@ -1,6 +1,6 @@
 """The context teacher: continues a clip given sink, slow and local context that may be flawed.
 
-Dims: B batch, F latents of context and target, S text tokens, E text width.
+Dims: B batch, F latents of context and target, G texts, S text tokens, E text width.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,11 @@ def context_mask(valid_BF: Tensor, tokens_per_frame: int) -> Mask:
 
 
 def score_flow(
-    net: ObjectiveNet, x_BFCXY: Tensor, sigma_B: Tensor, text_BFSE: Tensor, valid_BF: Tensor
+    net: ObjectiveNet,
+    x_BFCXY: Tensor,
+    sigma_B: Tensor,
+    text_BGSE: Tensor,
+    valid_BF: Tensor | None,
 ) -> Tensor:
     """The flow of the target latents, given the context before them in the same sequence.
 
@@ -41,14 +45,15 @@ def score_flow(
         net: teacher or critic.
         x_BFCXY: clean context, then noisy target.
         sigma_B: noise level of the target.
-        text_BFSE: a text a latent.
-        valid_BF: which latents there are.
+        text_BGSE: a text a latent, or one for each of G equal parts.
+        valid_BF: which latents there are; None is all, without a mask.
 
     Source: arXiv:2602.06028 sections 5 and 7.
     """
     sigma_BF = sigma_B[:, None].expand(-1, x_BFCXY.shape[1])
-    mask = context_mask(valid_BF, net.geometry.tokens_per_frame)
-    v = net(half_traffic(x_BFCXY), sigma_BF, net.text_kv(text_BFSE), mask=mask).v_BFCXY
+    tokens = net.geometry.tokens_per_frame
+    mask = None if valid_BF is None else context_mask(valid_BF, tokens)
+    v = net(half_traffic(x_BFCXY), sigma_BF, net.text_kv(text_BGSE), mask=mask).v_BFCXY
     return v[:, CONTEXT:].float()
 
 
@@ -73,8 +78,9 @@ class ContextTeacher:
         model, geometry = experiment.model, experiment.geometry
         shape = (TARGET, model.latent_channels, *geometry.latent_size)
         self.recycling, self.shift = recycling, shift
-        self.clean = ErrorBank(recycling.bins, recycling.entries, shape, device)
-        self.noise = ErrorBank(recycling.bins, recycling.entries, shape, device)
+        size, host = (recycling.bins, recycling.entries), recycling.host
+        self.clean = ErrorBank(*size, shape, device, host=host)
+        self.noise = ErrorBank(*size, shape, device, host=host)
 
     def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
         """Mean squared error of the target's flow; stores some of the errors made."""

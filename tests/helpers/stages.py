@@ -33,7 +33,8 @@ CPU = torch.device("cpu")
 MODEL = NANO.model
 EMPTY = torch.zeros(MODEL.text_tokens, MODEL.text_width)
 BATCH = 4
-FRAMES = {"base": 6, "causal-init": 6, "teacher": 42}
+FRAMES = {"base": 6, "causal-init": 6, "teacher": 42, "teacher-host": 42}
+RECYCLING = Recycling(bins=2, entries=2, updates=1, noise=0.9, clean=0.1)
 
 
 def clips(number: int, frames: int) -> Units:
@@ -53,9 +54,8 @@ def stage(name: str, *, lora: Any = None, lr: float = 0.3) -> Resumable:
         objective: Any = {
             "base": lambda: Bidirectional(),
             "causal-init": lambda: TeacherForcing(NANO.geometry),
-            "teacher": lambda: ContextTeacher(
-                NANO, CPU, Recycling(bins=2, entries=2, updates=1, noise=0.9, clean=0.1)
-            ),
+            "teacher": lambda: ContextTeacher(NANO, CPU, RECYCLING),
+            "teacher-host": lambda: ContextTeacher(NANO, CPU, replace(RECYCLING, host=True)),
         }[name]()
         pool = ClipPool(count, lambda k: clips(k, frames), capacity=8, draws=Draws(CPU, 2), fill=4)
         return FlowStage(

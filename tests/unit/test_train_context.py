@@ -1,5 +1,6 @@
 """Context clips, error banks, the teacher, self-made films and distribution matching."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cfmodel.train.data import (
     world_stream,
 )
 from cfmodel.train.draws import Draws
-from cfmodel.train.errors import ErrorBank, Recycling, clean_error, noise_error
+from cfmodel.train.errors import ErrorBank, Recycling, bank_bytes, clean_error, noise_error
 from cfmodel.train.films import (
     Film,
     FreshFilms,
@@ -41,6 +42,8 @@ from cfmodel.train.films import (
 from cfmodel.train.losses import noised
 from cfmodel.train.matching import Matching, MatchingStage, score
 from cfmodel.train.pool import ClipPool, Ring, context_units
+from cfmodel.train.stages import NUMBERS
+from cfmodel.train.state import Trainable
 from cfmodel.train.teacher import ContextTeacher, score_flow
 from tests.helpers.nano import NANO, nano_model, seeded
 
@@ -211,8 +214,9 @@ def test_errors_are_those_of_clean_latents_and_of_noise():
     torch.testing.assert_close(noise_error(v, goal, sigma), (xt + (1 - sigma) * v) - eps)
 
 
-def test_bank_keeps_bins_apart_and_replaces_the_nearest():
-    bank = ErrorBank(4, 2, (1,), CPU)
+@pytest.mark.parametrize("host", [False, True])
+def test_bank_keeps_bins_apart_and_replaces_the_nearest(host):
+    bank = ErrorBank(4, 2, (1,), CPU, host=host)
     low, high = torch.tensor([0.1]), torch.tensor([0.9])
     bank.add(torch.tensor([[1.0]]), low)
     bank.add(torch.tensor([[5.0]]), low)
@@ -231,9 +235,43 @@ def test_bank_keeps_bins_apart_and_replaces_the_nearest():
     assert 0.2 < share < 0.47  # one of three entries
 
 
-def test_empty_bank_gives_no_error_from_any_bin():
-    _, there = ErrorBank(4, 2, (1,), CPU).draw(Draws(CPU, 0), None, 8)
+@pytest.mark.parametrize("host", [False, True])
+def test_empty_bank_gives_no_error_from_any_bin(host):
+    found, there = ErrorBank(4, 2, (1,), CPU, host=host).draw(Draws(CPU, 0), None, 8)
     assert not there.any()
+    assert not found.any()
+
+
+def test_bank_on_the_host_is_the_same_bank():
+    """Stored, replaced, drawn, saved and restored alike, more entries than a search takes at once.
+
+    An error that was stored does not follow what its maker does with it afterwards.
+    """
+    banks = [ErrorBank(2, 40, (3, 2), CPU, host=host) for host in (False, True)]
+    for seed in range(4):
+        errors, sigma = seeded(32, 3, 2, seed=seed).bfloat16(), seeded(32, seed=seed + 9).sigmoid()
+        for bank in banks:
+            mine = errors.clone()
+            bank.add(mine, sigma)
+            mine.zero_()
+    assert banks[0].counts.tolist() == [40, 40]
+    again = ErrorBank(2, 40, (3, 2), CPU, host=True)
+    again.load_state_dict(copy.deepcopy(banks[1].state_dict()))
+    for level in (None, torch.full((64,), 0.8)):
+        on_device, on_host, restored = (
+            bank.draw(Draws(CPU, 5), level, 64)[0] for bank in (*banks, again)
+        )
+        assert torch.equal(on_device, on_host)
+        assert torch.equal(on_device, restored)
+
+
+def test_bank_on_the_host_holds_what_came_and_no_more():
+    bank = ErrorBank(2, 500, (3, 2), CPU, host=True)
+    bank.add(seeded(5, 3, 2), torch.full((5,), 0.9))
+    held = [entry for entries in bank.state_dict()["stored"] for entry in entries]
+    assert sum(entry.nbytes for entry in held) == bank_bytes(5, (3, 2))
+    assert NUMBERS["wan-1.3b"].recycling.host
+    assert not NUMBERS["tiny"].recycling.host
 
 
 # --- teacher --------------------------------------------------------------------------------------
@@ -392,6 +430,71 @@ def test_gradient_flows_through_the_free_chunks_alone():
         assert gradient.abs().max() > 0
 
 
+def _film_gradients(plan: Rollout, *, checkpointing: bool = False) -> list[Tensor]:
+    """Gradients of a fixed function of a film's target, and the target, from the same draws."""
+    trained = Trainable(nano_model().requires_grad_(True), lr=1.0, clip=1e9)
+    trained.prepare(checkpointing=checkpointing)
+    film = FreshFilms(_roller(tau=0.9999), _texts(chunks=14), plan).make(
+        trained.module, 1.0, grad=True
+    )
+    weight = seeded(*film.target.shape, seed=11)
+    if film.terms is None:
+        (film.target * weight).sum().backward()
+    else:
+        assert not film.target.requires_grad
+        for term in film.terms(weight):
+            term.backward()
+    found = [p.grad for p in trained.parameters]
+    return [film.target.detach(), *(g for g in found if g is not None)]
+
+
+def test_activations_computed_again_read_the_memory_of_their_time():
+    """By the backward pass later chunks have taken the slots of earlier ones."""
+    plan = Rollout(shortest=42, longest=42, free=18, first_clean=True, context="memory")
+    kept, again = _film_gradients(plan), _film_gradients(plan, checkpointing=True)
+    assert len(kept) == len(again)
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("context", ["memory", "contiguous"])
+def test_replayed_chunks_give_the_gradients_of_the_film(context):
+    plan = Rollout(shortest=42, longest=42, free=18, first_clean=True, context=context)
+    kept = _film_gradients(plan)
+    again = _film_gradients(dataclasses.replace(plan, replay=True), checkpointing=True)
+    assert len(kept) == len(again)
+    for a, b in zip(kept, again, strict=True):
+        # Sums over films and tokens in another order, in fp32.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_replayed_streams_give_the_gradients_of_the_film():
+    """The second call's window begins with latents of the first, which carry no gradient."""
+    found = list[list[Tensor]]()
+    for replay in (False, True):
+        net = nano_model().requires_grad_(True)
+        films = StreamingFilms(
+            _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20), longest=60,
+            reencode=lambda latents: latents[:, -1:], replay=replay,
+        )  # fmt: skip
+        films.make(net, 0.0, grad=False)
+        film = films.make(net, 0.0, grad=True)
+        weight = seeded(*film.target.shape, seed=11)
+        terms = film.terms(weight) if film.terms else [(film.target * weight).sum()]
+        for term in terms:
+            term.backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_replay_of_a_reencoded_window_is_refused():
+    plan = Rollout(shortest=36, longest=36, replay=True)
+    with pytest.raises(ValueError, match="replay cannot leave out"):
+        FreshFilms(_roller(), _texts(), plan)
+
+
 def test_no_gradient_without_asking():
     net = nano_model().requires_grad_(True)
     film = FreshFilms(_roller(), _texts(), Rollout()).make(net, 1.0, grad=False)
@@ -413,6 +516,21 @@ def test_memory_context_is_what_the_slots_hold():
     assert made.text.shape[1] == CONTEXT + TARGET
     assert (made.context[~made.valid[:, :CONTEXT]] == 0).all()
     assert made.context[made.valid[:, :CONTEXT]].abs().amax((1, 2, 3)).min() > 0
+
+
+def test_contiguous_context_needs_neither_mask_nor_a_text_a_latent():
+    plan = Rollout(shortest=45, longest=45, context="contiguous")
+    films = FreshFilms(_roller(), _texts(chunks=15), plan, reencode=lambda x: x[:, -1:])
+    net = nano_model()
+    film = films.make(net, 1.0, grad=False)
+    assert film.context is not None
+    assert (film.valid, film.text.shape[1]) == (None, (CONTEXT + TARGET) // 3)
+    sigma, there = torch.tensor([0.4, 0.7]), torch.ones(2, CONTEXT + TARGET, dtype=torch.bool)
+    masked = film._replace(text=film.text.repeat_interleave(3, 1), valid=there)
+    torch.testing.assert_close(
+        score(net, film, film.target, sigma, film.text),
+        score(net, masked, film.target, sigma, masked.text),
+    )
 
 
 def test_windows_in_mid_film_begin_with_a_reencoded_frame():
@@ -497,12 +615,16 @@ def test_contextual_gradient_is_the_analytic_one():
     torch.testing.assert_close(moved - real, 3 * expected, atol=1e-4, rtol=1e-4)
 
 
-def test_stage_updates_student_and_critic_and_leaves_the_teacher():
+@pytest.mark.parametrize("large", [False, True])
+def test_stage_updates_student_and_critic_and_leaves_the_teacher(large):
+    """Also as at 1.3 B: replayed, the average on the host, the teacher in bfloat16."""
     weights = VideoTransformer(MODEL, NANO.geometry).state_dict()
-    films = FreshFilms(_roller(), _texts(), Rollout(shortest=30, longest=30, context="memory"))
+    plan = Rollout(shortest=30, longest=30, context="memory", replay=large)
+    films = FreshFilms(_roller(), _texts(), plan)
     stage = MatchingStage(
         "cdmd", NANO, CPU, films, torch.zeros(MODEL.text_tokens, MODEL.text_width),
-        Matching(guidance=2.0, shift=1.0, lr=1e-2, critic_lr=1e-2, every=2, critic_updates=2),
+        Matching(guidance=2.0, shift=1.0, lr=1e-2, critic_lr=1e-2, every=2, critic_updates=2,
+                 ema_on_host=large, half_teacher=large),
         student=weights, teacher=weights,
     )  # fmt: skip
     critic: Any = stage.critic.module
@@ -513,7 +635,8 @@ def test_stage_updates_student_and_critic_and_leaves_the_teacher():
     assert stage.student.updates == 2
     assert stage.critic.updates == 8
     after = stage.teacher.state_dict()
-    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    kind = torch.bfloat16 if large else torch.float32
+    assert all(torch.equal(after[name], weights[name].to(kind)) for name in weights)
     assert all(p.grad is None for p in stage.teacher.parameters())
     name = "head.linear.weight"
     assert not torch.equal(stage.student.module.state_dict()[name], weights[name])

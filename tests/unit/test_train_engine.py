@@ -111,6 +111,33 @@ def test_average_begins_where_it_is_told_to():
     assert trained.ema.weight.item() == pytest.approx(fourth, rel=1e-6)  # pyright: ignore
 
 
+def test_average_on_the_host_is_the_average():
+    both = [Trainable(network(), lr=1e-2, ema=0.9, ema_on_host=host) for host in (False, True)]
+    x = nano_latents(2, 3)
+    for each in both:
+        for _ in range(3):
+            each.update(flow(each.module, x).square().mean(), 0.1)
+    assert same(both[0].ema.state_dict(), both[1].ema.state_dict())
+    assert not same(both[1].ema.state_dict(), both[1].module.state_dict())
+
+
+def test_terms_of_a_loss_are_sent_back_one_by_one():
+    x = nano_latents(4, 3)
+    whole, parts = Trainable(network(), lr=1e-2), Trainable(network(), lr=1e-2)
+    sent = list[bool]()
+
+    def terms():
+        for k in range(4):
+            yield (flow(parts.module, x)[k] ** 2).mean() / 4
+            sent.append(parts.parameters[0].grad is not None)
+
+    norm = whole.update(flow(whole.module, x).square().mean(), 0.1)
+    assert parts.update(terms(), 0.1).item() == pytest.approx(norm.item(), rel=1e-5)
+    assert sent == [True] * 4
+    for a, b in zip(whole.parameters, parts.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_state_of_an_unused_optimiser_is_not_touched_by_saving():
     trained, other = Trainable(network(), lr=1e-2), Trainable(network(), lr=1e-2)
     state = copy.deepcopy(trained.state_dict())
@@ -203,7 +230,7 @@ def test_killed_run_goes_on_bit_exactly(tmp_path, through):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["causal-init", "teacher", "dmd", "streaming"])
+@pytest.mark.parametrize("name", ["causal-init", "teacher", "teacher-host", "dmd", "streaming"])
 def test_stopped_run_goes_on_bit_exactly(name, tmp_path, through):
     steps = 4
     engine = Engine(log_every=1, stop=stops_after(2))
@@ -309,7 +336,7 @@ def test_divergence_keeps_the_last_good_checkpoint(poison, words, tmp_path):
             metrics["loss"] = torch.tensor(math.nan if poison == "loss" else 1e4)
         return metrics
 
-    def update(loss: Tensor, progress: float) -> Tensor:
+    def update(loss: Any, progress: float) -> Tensor:
         late = trained.trainables()["net"].updates >= 3
         return backward(loss * math.nan if late and poison == "gradient" else loss, progress)
 
