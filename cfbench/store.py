@@ -3,7 +3,8 @@
 Layout under the root::
 
     records/<kind>/<writer>.jsonl    one file a writer process; kind is runs, scores or failures
-    objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent
+    objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent; films of
+                                     protocol raw-frames are not kept
     tmp/<writer>/                    what is being written; swept once its writer is gone
 """
 
