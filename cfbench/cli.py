@@ -4,7 +4,6 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -14,7 +13,6 @@ from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.output import say
 
 if TYPE_CHECKING:
-    from cfbench.plan import Plan
     from cfbench.types import Failure
 
 log = logging.getLogger(__name__)
@@ -45,6 +43,7 @@ Out = Annotated[Path, typer.Option(help="folder of films, records and reports")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
 Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
+Shard = Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")]
 SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
 Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
@@ -70,8 +69,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Which films a run asks for, which are missing, which rows stay null and why."""
-    todo = _plan(systems, prompts, limit, seeds, seconds)
-    say(_planned(todo, out), as_json)
+    from cfbench.run import make_plan, planned
+
+    todo = make_plan(systems, prompts, limit, seeds, seconds)
+    say(planned(todo, out), as_json)
 
 
 @app.command()
@@ -85,19 +86,73 @@ def generate(
     workers: Workers = 0,
     device: Device = "auto",
     attention: Attention = "auto",
-    shard: Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")] = "0/1",
+    shard: Shard = "0/1",
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Makes the films that are missing; start it again to go on."""
-    todo = _plan(systems, prompts, limit, seeds, seconds)
-    part = _shard(shard)
+    from cfbench.run import make_films, make_plan, part_of, planned
+
+    todo = make_plan(systems, prompts, limit, seeds, seconds)
+    part = part_of(shard)
     if dry_run:
-        say(_planned(todo, out), as_json)
+        say(planned(todo, out), as_json)
         return
-    result, failed = _generate(todo, out, workers, device, attention, part)
+    result, failed = make_films(todo, out, workers, device, attention, part)
     say(result, as_json)
     _finish(failed)
+
+
+@app.command()
+def measure(
+    prompts: Prompts,
+    systems: Systems = SYSTEMS_DEFAULT,
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    suite: SuiteName = SUITE_DEFAULT,
+    batch: Annotated[int, typer.Option(help="films made together; bytes depend on it")] = 1,
+    out: Out = OUT_DEFAULT,
+    workers: Workers = 0,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    shard: Shard = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Makes and scores the films that are missing, storing none; start it again to go on."""
+    from cfbench.run import make_plan, measure_films, part_of
+
+    todo = make_plan(systems, prompts, limit, seeds, seconds)
+    result, failed = measure_films(
+        todo, out, suite=suite, batch=batch, workers=workers, device=device, attention=attention,
+        part=part_of(shard),
+    )  # fmt: skip
+    say(result, as_json)
+    _finish(failed)
+
+
+@app.command("protocol-gap")
+def protocol_gap(
+    prompts: Prompts = "32",
+    system: Annotated[str, typer.Option(help="row: family/row or row")] = "tiny/ours",
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    suite: SuiteName = SUITE_DEFAULT,
+    workers: Workers = 0,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    to: Annotated[Path | None, typer.Option(help="JSON file to write too")] = None,
+) -> None:
+    """Scores of raw frames minus those of the same films as H.264 files (JSON)."""
+    from cfbench.run import find_gap, make_plan
+
+    todo = make_plan(system, prompts, limit, seeds, seconds)
+    found = find_gap(
+        todo, suite=suite, workers=workers, device=device, attention=attention, to=to,
+        command=_command(),
+    )  # fmt: skip
+    say(found, True)
 
 
 @app.command()
@@ -118,7 +173,9 @@ def score(
         films = missing(store.runs(), store.scores(), scorers.load(suite).dimensions)
         say({"missing": len(films), "suite": suite}, as_json)
         return
-    result, failed = _score(out, suite, workers)
+    from cfbench.run import score_films
+
+    result, failed = score_films(out, suite, workers)
     say(result, as_json)
     _finish(failed)
 
@@ -278,17 +335,24 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Films, scores and report in one; start it again to go on."""
-    from cfbench.run import check_suite, write_report
+    from cfbench.run import (
+        check_suite,
+        make_films,
+        make_plan,
+        planned,
+        score_films,
+        write_report,
+    )
 
-    todo = _plan(systems, prompts, limit, seeds, seconds)
+    todo = make_plan(systems, prompts, limit, seeds, seconds)
     check_suite(suite, normaliser)
     if dry_run:
-        say(_planned(todo, out), as_json)
+        say(planned(todo, out), as_json)
         return
     log.info("1 of 3: films")
-    films, failed = _generate(todo, out, workers, device, attention, (0, 1))
+    films, failed = make_films(todo, out, workers, device, attention, (0, 1))
     log.info("2 of 3: scores")
-    scores, unscored = _score(out, suite, workers)
+    scores, unscored = score_films(out, suite, workers)
     log.info("3 of 3: report")
     page = write_report(
         out, out, suite=suite, normaliser=normaliser, paper=True, command=_command()
@@ -322,85 +386,6 @@ def main() -> None:
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     sys.stderr.write(f"cfbench: {' '.join(message.split())}\n")
     raise SystemExit(code) from error
-
-
-def _plan(systems: str, prompts: str, limit: int, seeds: int, seconds: float) -> "Plan":
-    from cfbench import plan as plans
-    from cfbench import prompts as prompt_sets
-    from cfbench.systems import check_prompts, describe
-
-    found = prompt_sets.choose(prompts, limit)
-    specs = describe([name.strip() for name in systems.split(",") if name.strip()])
-    todo = plans.make(specs, found, seeds=seeds, seconds=seconds)
-    for warning in check_prompts([spec.address for spec in specs], found):
-        log.warning("%s", warning)
-    return todo
-
-
-def _planned(todo: "Plan", out: Path) -> dict[str, Any]:
-    from cfbench import plan as plans
-    from cfbench.generate import need_bytes
-    from cfbench.store import open_store
-
-    left = plans.missing(todo.jobs, open_store(out, exists=False).done_ids())
-    specs = {spec.address: spec for spec in todo.specs}
-    return {
-        "films": len(todo.jobs),
-        "missing": len(left),
-        "need_mb": round(need_bytes(left, specs) / 1e6, 1),
-        "null": {row.system: row.reason for row in todo.null},
-        "systems": {
-            spec.name: sum(job.system == spec.address for job in left) for spec in todo.specs
-        },
-    }
-
-
-def _generate(
-    todo: "Plan", out: Path, workers: int, device: str, attention: str, part: tuple[int, int]
-) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
-    from cfbench.generate import generate as make
-    from cfbench.progress import Reporter
-    from cfbench.systems.cf import devices
-
-    with Reporter() as reporter:
-        outcome = make(
-            todo,
-            out,
-            devices=devices(device, workers),
-            attention=attention,
-            reporter=reporter,
-            part=part,
-        )
-    result = {
-        "made": outcome.made,
-        "present": outcome.present,
-        "failed": [asdict(failure) for failure in outcome.failed],
-        "null": {row.system: row.reason for row in todo.null},
-    }
-    return result, outcome.failed
-
-
-def _score(out: Path, suite: str, workers: int) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
-    from cfbench.progress import Reporter
-    from cfbench.score import score as measure
-
-    if workers < 0:
-        raise CfError(f"--workers {workers}: expected 0 (choose) or more")
-    with Reporter() as reporter:
-        outcome = measure(out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter)
-    result = {
-        "scored": outcome.scored,
-        "present": outcome.present,
-        "failed": [asdict(failure) for failure in outcome.failed],
-    }
-    return result, outcome.failed
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
-        raise CfError(f"--shard {text!r}: expected INDEX/COUNT, as in 0/4")
-    return int(index), int(count)
 
 
 def _command() -> str:

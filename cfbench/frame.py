@@ -5,6 +5,7 @@ N films, D dimensions.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,16 @@ class Frame:
         return tuple(dict.fromkeys(run.system for run in self.runs))
 
     @cached_property
+    def protocol(self) -> str:
+        """How all of the films were scored, see ``ClipInfo``; empty without films."""
+        return next((run.clip.codec for run in self.runs), "")
+
+    @cached_property
+    def stored(self) -> "Frame":
+        """The films that are files."""
+        return self._of([k for k, run in enumerate(self.runs) if run.clip.is_stored])
+
+    @cached_property
     def prompts(self) -> tuple[str, ...]:
         """Prompt of each film."""
         return tuple(run.prompt_id for run in self.runs)
@@ -69,6 +80,9 @@ class Frame:
             for index, run in enumerate(self.runs)
             if system in (None, run.system) and stratum in (None, run.stratum)
         ]
+        return self._of(keep)
+
+    def _of(self, keep: list[int]) -> "Frame":
         return Frame(
             runs=tuple(self.runs[index] for index in keep),
             dimensions=self.dimensions,
@@ -124,8 +138,18 @@ def build_frame(runs: Sequence[RunRecord], scores: Sequence[Score], tier: Tier) 
         runs: films; see ``current_runs`` for those that count.
         scores: of any film, dimension and tier.
         tier: whose scores to take.
+
+    Raises:
+        ValueError: films of several protocols, which no table may compare.
     """
     kept = current_runs(runs)
+    protocols = Counter(run.clip.codec for run in kept)
+    if len(protocols) > 1:
+        counts = ", ".join(f"{count} of {name}" for name, count in sorted(protocols.items()))
+        raise ValueError(
+            f"films of several protocols ({counts}): their scores cannot be compared; keep each "
+            "protocol in a store of its own"
+        )
     mine = [score for score in scores if score.tier == tier]
     versions: dict[str, str] = {}
     for score in mine:

@@ -18,7 +18,7 @@ from cfbench.frame import Frame
 from cfbench.page import fill
 from cfbench.store import write_atomic
 from cfbench.tables import OURS, REFERENCES, system_order
-from cfbench.types import Prompt
+from cfbench.types import RAW_FRAMES, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,8 @@ def build_gallery(
 ) -> Path:
     """Writes ``out/index.html`` and ``out/films/``; returns the page.
 
+    Films that were scored without being stored are left out, and the page says how many.
+
     Args:
         out: folder of the gallery.
         frame: films and scores.
@@ -176,13 +178,16 @@ def build_gallery(
         tier: named beside the scores.
         header: provenance.
     """
-    films = {run.clip.sha256: film_path(run.clip.sha256) for run in frame.runs}
+    kept = frame.stored
+    films = {run.clip.sha256: film_path(run.clip.sha256) for run in kept.runs}
     sources = link_films(out / "films", films)
-    data = gallery_data(frame, normaliser, prompts=prompts, labels=labels, sources=sources)
+    data = gallery_data(kept, normaliser, prompts=prompts, labels=labels, sources=sources)
     about = (
         f"{tier}-tier scores of each film, normalised, x100 (not VBench scores); "
         "a film's total runs over the dimensions that apply to it."
     )
+    if left_out := len(frame.runs) - len(kept.runs):
+        about += f" {left_out} films were scored as made ({RAW_FRAMES}) and not stored: not here."
     page = render_gallery(data, title="Films side by side", about=about, header=header)
     write_atomic(out / "index.html", page.encode())
     return out / "index.html"

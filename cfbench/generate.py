@@ -3,18 +3,18 @@
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cfbench import fanout, plan, prompts, provenance
+from cfbench import fanout, plan, prompts, provenance, video
 from cfbench.errors import UNWRITABLE, CfError, unwritable
 from cfbench.plan import Plan, SystemSpec
 from cfbench.progress import Fractions, Reporter
 from cfbench.store import LocalStore, Store, now, open_store
-from cfbench.systems import System, load
-from cfbench.types import Failure, Job, RunRecord
+from cfbench.systems import Loader, System
+from cfbench.types import ClipInfo, Failure, Job, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +36,27 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class FilmWorker:
-    """Makes films in one process on one device; loads one system at a time.
+    """Makes films in one process on one device.
 
     Args:
         root: the store.
-        device: as torch names it.
-        attention: backend, or auto.
+        systems: what loads them.
         specs: of all systems of the plan, by address.
         code: the revision, found once for all workers.
     """
 
     root: Path
-    device: str
-    attention: str
+    systems: Loader
     specs: dict[str, SystemSpec]
     code: dict[str, Any]
-    _loaded: tuple[str, System] | None = field(default=None, repr=False)
     _store: LocalStore | None = field(default=None, repr=False)
 
     def __call__(self, job: Job, emit: fanout.Emit) -> str:
         """Make the film of a job and store it with its record; returns the film's hash."""
         if self._store is None:
             self._store = LocalStore(self.root)
-        if self._loaded is None or self._loaded[0] != job.system:
-            self._loaded = None  # frees the old system's memory before the next one is loaded
-            self._loaded = job.system, load(job.system, self.device, self.attention)
-        spec = self.specs[job.system]
-        return film(job, spec, self._loaded[1], self._store, self.code, emit)
+        system = self.systems(job.system)
+        return film(job, self.specs[job.system], system, self._store, self.code, emit)
 
     def close(self) -> None:
         """Close the worker's store."""
@@ -81,46 +75,77 @@ def film(
 ) -> str:
     """Make one film; store the film, its prompt and its record, in this order."""
     started, begin = now(), time.perf_counter()
-    target = store.scratch("mp4")
+    target, expected = store.scratch("mp4"), spec.frames(job.chunks)
     try:
-        clip = system.generate(job, target, lambda done, total: emit(done / total))
+        blocks = (block[0] for block in system.films([job]))
+        clip = video.encode(target, counted(blocks, expected, emit), spec.shape.fps)
     except OSError as error:
         target.unlink(missing_ok=True)
         if error.errno in UNWRITABLE:
             raise unwritable(target, error) from error
         raise
     seconds = time.perf_counter() - begin
-    expected = spec.frames(job.chunks)
     if clip.frames != expected:
         target.unlink(missing_ok=True)
         raise RuntimeError(f"{job.system} made {clip.frames} frames, expected {expected}")
     store.put(target, clip.sha256, "mp4")
     prompt_sha = store.put_bytes(prompts.canonical(job.prompt), "json")
-    store.append(
-        "runs",
-        RunRecord(
-            id=job.id,
-            system=spec.name,
-            label=spec.label,
-            key=job.key,
-            experiment=spec.experiment,
-            prompt_id=job.prompt.id,
-            prompt_sha=prompt_sha,
-            stratum=job.prompt.stratum,
-            seed=job.seed,
-            chunks=job.chunks,
-            clip=clip,
-            weights=system.weights,
-            code=code,
-            environment=provenance.environment(system.facts, THREADS),
-            batch=BATCH,
-            started=started,
-            seconds=round(seconds, 3),
-            peak_gib=round(system.peak_gib(), 3),
-            fps_generated=round(clip.frames / seconds, 2),
-        ),
-    )
+    made = Made(batch=BATCH, started=started, seconds=seconds)
+    store.append("runs", record(job, spec, system, clip, prompt_sha, code=code, made=made))
     return clip.sha256
+
+
+class Made(NamedTuple):
+    """Of how many films made together one was, when they were begun, and its share of the time."""
+
+    batch: int
+    started: str
+    seconds: float
+
+
+def record(
+    job: Job,
+    spec: SystemSpec,
+    system: System,
+    clip: ClipInfo,
+    prompt_sha: str,
+    *,
+    code: dict[str, Any],
+    made: Made,
+) -> RunRecord:
+    """How the film ``clip`` of a job came to be."""
+    return RunRecord(
+        id=job.id,
+        system=spec.name,
+        label=spec.label,
+        key=job.key,
+        experiment=spec.experiment,
+        prompt_id=job.prompt.id,
+        prompt_sha=prompt_sha,
+        stratum=job.prompt.stratum,
+        seed=job.seed,
+        chunks=job.chunks,
+        clip=clip,
+        weights=system.weights,
+        code=code,
+        environment=provenance.environment(system.facts, THREADS),
+        batch=made.batch,
+        started=made.started,
+        seconds=round(made.seconds, 3),
+        peak_gib=round(system.peak_gib(), 3),
+        fps_generated=round(clip.frames / made.seconds, 2),
+    )
+
+
+def counted(
+    blocks: Iterable[video.Frames], total: int, emit: fanout.Emit
+) -> Iterator[video.Frames]:
+    """The blocks (R, Y, X, 3), telling ``emit`` the share of ``total`` frames seen so far."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        emit(min(done, total) / total)
 
 
 def generate(
@@ -143,9 +168,11 @@ def generate(
         part: which part of how many this process makes.
 
     Raises:
-        CfError: the disk is full or refuses, or a system cannot be loaded.
+        CfError: the disk is full or refuses, a system cannot be loaded, or the store's films are
+            of another protocol.
     """
     store = open_store(root, exists=False)
+    check_protocol(store, video.CODEC)
     jobs = plan.shard(todo.jobs, *part)
     left = plan.missing(jobs, store.done_ids())
     specs = {spec.address: spec for spec in todo.specs}
@@ -160,25 +187,22 @@ def generate(
         fractions.finish(event.task)
         if event.kind == "failed":
             job = left[event.task]
-            failure = Failure(
-                stage="generate",
-                id=job.id,
-                system=specs[job.system].name,
-                prompt_id=job.prompt.id,
-                seed=job.seed,
-                reason=event.value,
-                attempts=event.attempts,
-            )
+            failure = failed_job(job, specs[job.system], event)
             store.append("failures", failure)
             failed.append(failure)
 
-    with store, _undo_on_error(store):
+    with store, undo_on_error(store):
         store.check_writable(need_bytes(left, specs))
         store.sweep()
         store.write_plan(todo.tree())
         code = provenance.revision()
         workers = [
-            FilmWorker(root=root, device=device, attention=attention, specs=specs, code=code)
+            FilmWorker(
+                root=root,
+                systems=Loader(device=device, attention=attention),
+                specs=specs,
+                code=code,
+            )
             for device in devices
         ]
         if left:
@@ -188,8 +212,35 @@ def generate(
     )
 
 
+def failed_job(job: Job, spec: SystemSpec, event: fanout.Event) -> Failure:
+    """The failure of a job that an event tells of."""
+    return Failure(
+        stage="generate",
+        id=job.id,
+        system=spec.name,
+        prompt_id=job.prompt.id,
+        seed=job.seed,
+        reason=event.value,
+        attempts=event.attempts,
+    )
+
+
+def check_protocol(store: LocalStore, protocol: str) -> None:
+    """Refuse a store whose films are of another protocol: their scores cannot be compared.
+
+    Raises:
+        CfError: with the remedy.
+    """
+    others = {run.clip.codec for run in store.runs()} - {protocol}
+    if others:
+        raise CfError(
+            f"{store.root} holds films of protocol {', '.join(sorted(others))}, and these would be "
+            f"{protocol}; choose another --out"
+        )
+
+
 @contextlib.contextmanager
-def _undo_on_error(store: LocalStore) -> Generator[None]:
+def undo_on_error(store: LocalStore) -> Generator[None]:
     """A run that stops on bad input before its first record leaves nothing behind."""
     try:
         yield

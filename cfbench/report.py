@@ -103,6 +103,7 @@ def analyse(
     frame = build_frame(store.runs(), store.scores(), tier)
     if not frame.runs:
         raise ValueError(f"no films in {store.root}; run cfbench generate and score first")
+    header = f"{header}; protocol {frame.protocol}"
     labels = {run.system: run.label for run in frame.runs}
     found = tables.summaries(frame, chosen)
     printed = tables.read_paper(paper_folder() / "table3.csv") if paper else {}
@@ -187,7 +188,7 @@ def _films_csv(analysis: Analysis) -> str:
 
 
 def _drawings(analysis: Analysis, folder: Path, paths: Mapping[str, Path]) -> list[Drawing]:
-    labels, runs = analysis.labels, analysis.frame.runs
+    labels, runs = analysis.labels, analysis.frame.stored.runs
     titles = plots.row_titles(labels, analysis.frame.systems)
     points = curves.context_points(
         analysis.frame, analysis.found, analysis.curves.get(curves.CONSISTENCY, [])
@@ -269,7 +270,7 @@ def report(
         write_atomic(out / name, text.encode())
     compact(store, out / "tables" / "scores.parquet")
     frame = analysis.frame
-    paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.runs}
+    paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.stored.runs}
     drawings = _drawings(analysis, out / "plots", paths)
     draw(drawings, workers=workers, reporter=reporter or Reporter(quiet=True))
     build_gallery(
@@ -302,7 +303,7 @@ def report(
     write_atomic(out / "index.html", page.encode())
     if readme is not None:
         table = render.markdown(analysis.main)
-        readme_file.update(readme, table, frame.runs, paths, analysis.labels)
+        readme_file.update(readme, table, frame.stored.runs, paths, analysis.labels)
     for warning in warnings:
         logger.warning("%s", warning)
     return ReportResult(
@@ -324,6 +325,7 @@ def provenance(analysis: Analysis, *, command: str, commit: str) -> dict[str, st
         "commit": commit,
         "command": command,
         "films": f"{len(runs)} of {len(analysis.frame.systems)} systems",
+        "protocol": analysis.frame.protocol,
         "films by commit": ", ".join(f"{name}: {count}" for name, count in sorted(commits.items())),
         "films by device": ", ".join(f"{name}: {count}" for name, count in sorted(devices.items())),
         "normaliser": f"{normaliser.name}, sha256 {normaliser.sha256}",

@@ -1,5 +1,7 @@
 """What several verbs share: the whole chain in one call, and parts of the report on their own."""
 
+import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,9 +17,170 @@ from cfbench.types import Tier
 
 if TYPE_CHECKING:
     from cfbench.claims import Claim
+    from cfbench.generate import Outcome
+    from cfbench.plan import Plan
+    from cfbench.types import Failure
+
+log = logging.getLogger(__name__)
 
 MOST_DRAWERS = 4
 """More processes start slower than they draw."""
+
+
+def make_plan(systems: str, prompts: str, limit: int, seeds: int, seconds: float) -> "Plan":
+    """The plan that options ask for.
+
+    Raises:
+        CfError: unknown systems, or prompts that cannot be read or taken.
+    """
+    from cfbench import plan as plans
+    from cfbench.systems import check_prompts, describe
+
+    found = prompt_sets.choose(prompts, limit)
+    specs = describe([name.strip() for name in systems.split(",") if name.strip()])
+    todo = plans.make(specs, found, seeds=seeds, seconds=seconds)
+    for warning in check_prompts([spec.address for spec in specs], found):
+        log.warning("%s", warning)
+    return todo
+
+
+def planned(todo: "Plan", out: Path) -> dict[str, Any]:
+    """Which films a plan asks for and which of them a store lacks."""
+    from cfbench import plan as plans
+    from cfbench.generate import need_bytes
+
+    left = plans.missing(todo.jobs, open_store(out, exists=False).done_ids())
+    specs = {spec.address: spec for spec in todo.specs}
+    return {
+        "films": len(todo.jobs),
+        "missing": len(left),
+        "need_mb": round(need_bytes(left, specs) / 1e6, 1),
+        "null": {row.system: row.reason for row in todo.null},
+        "systems": {
+            spec.name: sum(job.system == spec.address for job in left) for spec in todo.specs
+        },
+    }
+
+
+def make_films(
+    todo: "Plan", out: Path, workers: int, device: str, attention: str, part: tuple[int, int]
+) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    """Makes what is missing of a plan; what was done, and what failed."""
+    from cfbench.generate import generate as make
+    from cfbench.progress import Reporter
+    from cfbench.systems.cf import devices
+
+    with Reporter() as reporter:
+        outcome = make(
+            todo,
+            out,
+            devices=devices(device, workers),
+            attention=attention,
+            reporter=reporter,
+            part=part,
+        )
+    return _made(todo, outcome), outcome.failed
+
+
+def measure_films(
+    todo: "Plan",
+    out: Path,
+    *,
+    suite: str,
+    batch: int,
+    workers: int,
+    device: str,
+    attention: str,
+    part: tuple[int, int],
+) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    """Makes and scores what is missing of a plan; what was done, and what failed."""
+    from cfbench.measure import measure
+    from cfbench.progress import Reporter
+    from cfbench.systems.cf import devices
+
+    found = devices(device, workers)
+    with Reporter() as reporter:
+        outcome = measure(
+            todo,
+            out,
+            suite_name=suite,
+            devices=found,
+            attention=attention,
+            batch=batch,
+            threads=max(1, (os.cpu_count() or 1) // len(found)),
+            reporter=reporter,
+            part=part,
+        )
+    return _made(todo, outcome), outcome.failed
+
+
+def _made(todo: "Plan", outcome: "Outcome") -> dict[str, Any]:
+    return {
+        "made": outcome.made,
+        "present": outcome.present,
+        "failed": [asdict(failure) for failure in outcome.failed],
+        "null": {row.system: row.reason for row in todo.null},
+    }
+
+
+def find_gap(
+    todo: "Plan",
+    *,
+    suite: str,
+    workers: int,
+    device: str,
+    attention: str,
+    to: Path | None,
+    command: str,
+) -> dict[str, Any]:
+    """The gap between raw frames and files on a plan's films, written to a file if one is named."""
+    from cfbench.gap import protocol_gap
+    from cfbench.progress import Reporter
+    from cfbench.systems.cf import devices
+
+    with Reporter() as reporter:
+        found = protocol_gap(
+            todo,
+            suite_name=suite,
+            devices=devices(device, workers),
+            attention=attention,
+            reporter=reporter,
+        )
+    found |= {"command": command, "commit": commit()}
+    if to is not None:
+        write_atomic(to, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
+    return found
+
+
+def score_films(
+    out: Path, suite: str, workers: int
+) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    """Scores what lacks scores; what was done, and what failed."""
+    from cfbench.progress import Reporter
+    from cfbench.score import score as measure
+
+    if workers < 0:
+        raise CfError(f"--workers {workers}: expected 0 (choose) or more")
+    with Reporter() as reporter:
+        outcome = measure(out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter)
+    result = {
+        "scored": outcome.scored,
+        "present": outcome.present,
+        "failed": [asdict(failure) for failure in outcome.failed],
+    }
+    return result, outcome.failed
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Index and count of ``INDEX/COUNT``.
+
+    Raises:
+        CfError: another text.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise CfError(f"--shard {text!r}: expected INDEX/COUNT, as in 0/4")
+    return int(index), int(count)
 
 
 def tier_of(suite: str) -> Tier:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cfbench import fanout, prompts, scorers, video
+from cfbench.errors import CfError
 from cfbench.progress import Fractions, Reporter
 from cfbench.scorers import Suite
 from cfbench.store import LocalStore, Store, open_store
-from cfbench.types import DimensionSpec, Failure, RunRecord, Score
+from cfbench.types import DimensionSpec, Failure, Prompt, RunRecord, Score
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +72,28 @@ def score_film(film: Film, suite: Suite, store: Store) -> str:
         if not path.exists():
             raise video.DecodeError("is not in the store")
         prompt = prompts.parse(prompt_path.read_bytes(), prompt_path.name)
-        found = {score.dimension: score for score in suite.score(path, prompt)}
+        found = scores_of(replace(video.stored(path), sha256=film.sha), prompt, suite)
     except video.DecodeError as error:
         reason = f"the film {error}"
         for spec in specs:
             store.append("scores", _null(film.sha, spec, reason))
         return reason
-    if absent := {spec.name for spec in specs} - set(found):
-        raise RuntimeError(f"the suite gave no score for {', '.join(sorted(absent))}")
-    for spec in specs:
-        store.append("scores", replace(found[spec.name], clip_sha=film.sha))
+    store.append("scores", *(score for score in found if score.dimension in film.dimensions))
     return ""
+
+
+def scores_of(clip: video.Clip, prompt: Prompt, suite: Suite) -> list[Score]:
+    """The scores of a film, one a dimension of the suite.
+
+    Raises:
+        DecodeError: the film cannot be decoded.
+        RuntimeError: the suite left a dimension out.
+    """
+    found = {score.dimension: score for score in suite.score(clip, prompt)}
+    names = [spec.name for spec in suite.dimensions]
+    if absent := set(names) - set(found):
+        raise RuntimeError(f"the suite gave no score for {', '.join(sorted(absent))}")
+    return [found[name] for name in names]
 
 
 def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> Outcome:
@@ -96,12 +108,19 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
         reporter: shows how far it is.
 
     Raises:
-        CfError: no store, unknown suite, or the disk is full or refuses.
+        CfError: no store, unknown suite, films that are not stored, or the disk is full or
+            refuses.
     """
     suite = scorers.load(suite_name)
     store = open_store(root)
     runs = store.runs()
     films = missing(runs, store.scores(), suite.dimensions)
+    gone = {run.clip.sha256 for run in runs if not run.clip.is_stored}
+    if lost := sum(film.sha in gone for film in films):
+        raise CfError(
+            f"{lost} films of {root} lack scores of suite {suite_name}, and their frames were not "
+            f"kept; run cfbench measure --suite {suite_name} again"
+        )
     by_sha = {run.clip.sha256: run for run in runs}
     failed: list[Failure] = []
     reporter.phase(f"scores ({suite_name})", len(films))

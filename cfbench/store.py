@@ -3,7 +3,8 @@
 Layout under the root::
 
     records/<kind>/<writer>.jsonl    one file a writer process; kind is runs, scores or failures
-    objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent
+    objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent; films of
+                                     protocol raw-frames are not kept
     tmp/<writer>/                    what is being written; swept once its writer is gone
 """
 
@@ -58,8 +59,8 @@ class Damage(NamedTuple):
 class Store(Protocol):
     """What generation, scoring and reports need of a store."""
 
-    def append(self, kind: Kind, record: RunRecord | Score | Failure) -> None:
-        """Add a record durably."""
+    def append(self, kind: Kind, *records: RunRecord | Score | Failure) -> None:
+        """Add records durably."""
         ...
 
     def put(self, source: Path, sha: str, ext: str) -> Path:
@@ -91,7 +92,7 @@ class Store(Protocol):
         ...
 
     def done_ids(self) -> set[str]:
-        """Ids of the jobs that have a record and a film."""
+        """Ids of the jobs that have a record and, where films are stored, a film."""
         ...
 
     def plan(self) -> dict[str, Any]:
@@ -133,24 +134,27 @@ class LocalStore:
             os.close(self._lock)
             self._lock = None
 
-    def append(self, kind: Kind, record: RunRecord | Score | Failure) -> None:
-        """Add a record durably: one write of a whole line, then fsync.
+    def append(self, kind: Kind, *records: RunRecord | Score | Failure) -> None:
+        """Add records durably: one write of whole lines, then fsync.
 
         Raises:
-            CfError: the disk is full or refuses; nothing of the line stays.
+            CfError: the disk is full or refuses; nothing of the lines stays.
         """
-        # Strictly rising within a writer, so that "last" is the last one appended.
-        self._last_at = max(time.time_ns(), self._last_at + 1)
-        line = _dump({"at": self._last_at, "record": to_json(record)}) + b"\n"
+        lines = b"".join(self._line(record) for record in records)
         path = self.root / "records" / kind / f"{self._writer}.jsonl"
         try:
             if kind not in self._files:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files[kind] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 _sync_folder(path.parent)
-            _write_line(self._files[kind], line)
+            _write_lines(self._files[kind], lines)
         except OSError as error:
             raise unwritable(path, error) from error
+
+    def _line(self, record: RunRecord | Score | Failure) -> bytes:
+        # Strictly rising within a writer, so that "last" is the last one appended.
+        self._last_at = max(time.time_ns(), self._last_at + 1)
+        return _dump({"at": self._last_at, "record": to_json(record)}) + b"\n"
 
     def scratch(self, ext: str) -> Path:
         """A fresh path, on the same disk as the objects, for a file being written."""
@@ -287,9 +291,18 @@ class LocalStore:
         )
         return [_build(Failure, tree) for tree in latest(open_lines, _failure_key)]
 
+    def scored(self) -> set[tuple[str, str, str]]:
+        """(film, dimension, version) of every score; of many films cheaper than ``scores``."""
+        lines = self._lines("scores")
+        return {(r["clip_sha"], r["dimension"], r["version"]) for _, r in lines}
+
     def done_ids(self) -> set[str]:
-        """Ids of the jobs that have a record and a film."""
-        return {run.id for run in self.runs() if self.path(run.clip.sha256, "mp4").exists()}
+        """Ids of the jobs that have a record and, where films are stored, a film."""
+        return {
+            run.id
+            for run in self.runs()
+            if not run.clip.is_stored or self.path(run.clip.sha256, "mp4").exists()
+        }
 
     def write_plan(self, tree: dict[str, Any]) -> None:
         """Keep what was planned last: rows in order, and why some are null."""
@@ -340,13 +353,17 @@ def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[
 
     Two records written in the same nanosecond are ordered by their canonical JSON.
     """
-    last: dict[Any, tuple[int, bytes, dict[str, Any]]] = {}
+    last: dict[Any, Line] = {}
     for line in lines:
-        entry = (line.at, _dump(line.record), line.record)
         name = key(line.record)
-        if name not in last or entry[:2] > last[name][:2]:
-            last[name] = entry
-    return [last[name][2] for name in sorted(last)]
+        before = last.get(name)
+        if (
+            before is None
+            or line.at > before.at
+            or (line.at == before.at and _dump(line.record) > _dump(before.record))
+        ):
+            last[name] = line
+    return [last[name].record for name in sorted(last)]
 
 
 def open_store(root: Path, *, exists: bool = True) -> LocalStore:
@@ -397,11 +414,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _write_line(handle: int, line: bytes) -> None:
+def _write_lines(handle: int, lines: bytes) -> None:
     size = os.fstat(handle).st_size
     try:
-        written = os.write(handle, line)
-        if written != len(line):
+        written = os.write(handle, lines)
+        if written != len(lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(handle)
     except OSError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cfbench.aggregate import DIMENSIONS, QUALITY, Normaliser
 from cfbench.frame import Estimate, Frame, paired_totals, summarise
 from cfbench.stats import RESAMPLES, Interval, Paired, holm, paired
+from cfbench.types import RAW_FRAMES
 
 SYSTEMS: Mapping[str, str] = {
     "ours": "Ours",
@@ -168,9 +169,11 @@ def _rows(
 def coverage_note(frame: Frame, normaliser: Normaliser, tier: str) -> str:
     """One line on what the numbers are: tier, films, prompts, normaliser."""
     prompts, seeds = len(set(frame.prompts)), len({run.seed for run in frame.runs})
+    source = "as made, no film stored" if frame.protocol == RAW_FRAMES else "of stored films"
     return (
         f"{tier}-tier scores, not VBench scores: VBench's aggregation rule over the {tier} tier's "
         f"own dimensions. {len(frame.runs)} films of {prompts} prompts and {seeds} seeds; "
+        f"protocol {frame.protocol} (frames {source}); "
         f"normaliser {normaliser.name} {normaliser.sha256[:12]}. Brackets: 95 % interval, "
         "resampling prompts (from 5 prompts on). Background, Subject and Dynamic are raw values."
     )

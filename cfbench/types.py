@@ -8,6 +8,9 @@ SCHEMA = 1
 Stratum = Literal["stay", "short", "long", ""]
 Tier = Literal["tiny", "lite", "reference"]
 
+RAW_FRAMES = "raw-frames"
+"""The protocol of films that were scored as they were made, without a file in between."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -52,7 +55,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """A stored film: hash of the file, and what it holds."""
+    """A film: its hash, and what it holds.
+
+    ``codec`` is the protocol under which a film is scored. ``h264-crf18``: the film is a file in
+    the store, and what is decoded from it is scored. ``raw-frames``: the frames are scored as they
+    were made; hash and ``bytes`` are of these frames, which are kept nowhere.
+    """
 
     sha256: str
     frames: int
@@ -62,10 +70,19 @@ class ClipInfo:
     codec: str
     bytes: int
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the film is a file in the store."""
+        return self.codec != RAW_FRAMES
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """How a film came to be. One a film; equal jobs give equal records, times aside."""
+    """How a film came to be. One a film; equal jobs give equal records, times aside.
+
+    ``batch`` films were made together, and ``seconds`` is this one's share of their time. Bytes are
+    the same on equal device, dtype and batch only.
+    """
 
     id: str
     system: str

@@ -29,7 +29,8 @@ def verify(store: LocalStore) -> Report:
 
     Problems: films or prompts that are missing or have another hash than their name, planned films
     and scores that are not made, damaged lines, open failures. Notes, which need no action: torn
-    last lines and objects without a record (a writer was killed; the job is made again), nulls.
+    last lines and objects without a record (a writer was killed; the job is made again), nulls,
+    films that were scored as made and not stored.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -42,20 +43,24 @@ def verify(store: LocalStore) -> Report:
         # The other checks would stop at the same line.
         return Report(films=0, scores={}, problems=tuple(problems), notes=tuple(notes))
     runs = store.runs()
-    wanted = {(run.clip.sha256, "mp4") for run in runs} | {(run.prompt_sha, "json") for run in runs}
-    problems += _bad_objects(store, wanted)
+    stored = {run.clip.sha256 for run in runs if run.clip.is_stored}
+    films = {run.clip.sha256 for run in runs}
+    make, judge = ("generate", "score") if stored == films else ("measure", "measure")
+    if unstored := len(films - stored):
+        notes.append(f"{unstored} films were scored as made and are not stored")
+    wanted = {(sha, "mp4") for sha in stored} | {(run.prompt_sha, "json") for run in runs}
+    problems += [f"{problem}; run cfbench {make} again" for problem in _bad_objects(store, wanted)]
     notes += _orphans(store, wanted)
     planned = set(store.plan()["jobs"])
     if unmade := planned - store.done_ids():
         problems.append(
-            f"{len(unmade)} of {len(planned)} planned films are missing; run cfbench generate again"
+            f"{len(unmade)} of {len(planned)} planned films are missing; run cfbench {make} again"
         )
-    films = {run.clip.sha256 for run in runs}
     coverage: dict[str, str] = {}
     for name, version, number, null in _coverage(store.scores(), films):
         coverage[f"{name}@{version}"] = f"{number}/{len(films)}"
         if number < len(films):
-            problems.append(f"{name}: {number} of {len(films)} films scored; run cfbench score")
+            problems.append(f"{name}: {number} of {len(films)} films scored; run cfbench {judge}")
         if null:
             notes.append(f"{name}: {null} null")
     for failure in store.failures():
@@ -70,12 +75,9 @@ def _bad_objects(store: LocalStore, wanted: set[tuple[str, str]]) -> Iterator[st
     for sha, ext in sorted(wanted):
         path = store.path(sha, ext)
         if not path.exists():
-            yield f"{_short(path)}: missing; run cfbench generate again"
+            yield f"{_short(path)}: missing"
         elif sha256_of(path) != sha:
-            yield (
-                f"{_short(path)}: content does not match its name; delete it and run "
-                "cfbench generate again"
-            )
+            yield f"{_short(path)}: content does not match its name; delete it"
 
 
 def _orphans(store: LocalStore, wanted: set[tuple[str, str]]) -> Iterator[str]:

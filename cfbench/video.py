@@ -3,7 +3,9 @@
 R pixel frames, Y rows, X columns.
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,41 @@ DECODE_BLOCK = 64
 
 class DecodeError(ValueError):
     """A film that is missing, is not a film, or breaks off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A film to look at, wherever its frames are: see ``stored`` and ``held``.
+
+    ``blocks`` gives the frames in blocks (R, Y, X, 3), RGB, from the first one each time it is
+    called; a film that breaks off raises ``DecodeError`` there.
+    """
+
+    sha256: str
+    frames: int
+    fps: int
+    blocks: Callable[[], Iterator[Frames]]
+
+    @property
+    def scored(self) -> int:
+        """How many frames are scored."""
+        return canonical_frames(self.frames, self.fps)
+
+
+def stored(path: Path) -> Clip:
+    """The film in a file.
+
+    Raises:
+        DecodeError: the file is missing or is not a film.
+    """
+    info = probe(path)
+    return Clip(sha256=info.sha256, frames=info.frames, fps=info.fps, blocks=lambda: decode(path))
+
+
+def held(frames: Frames, fps: int) -> Clip:
+    """The film whose frames (R, Y, X, 3) are these; its hash is of their bytes in this order."""
+    sha = hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
+    return Clip(sha256=sha, frames=len(frames), fps=fps, blocks=lambda: iter((frames,)))
 
 
 def encode(path: Path, frames: Iterable[Frames], fps: int) -> ClipInfo:

@@ -1,10 +1,10 @@
-"""Scorer suites by name: a suite decodes a film once and scores all of its dimensions."""
+"""Scorer suites by name: a suite sees a film's frames once and scores all of its dimensions."""
 
-from pathlib import Path
 from typing import Protocol
 
 from cfbench.registry import Table
 from cfbench.types import DimensionSpec, Prompt, Score
+from cfbench.video import Clip
 
 SUITES = Table(
     kind="suite",
@@ -17,7 +17,7 @@ SUITES = Table(
 
 
 class Suite(Protocol):
-    """A loaded suite."""
+    """A loaded suite. Several threads of a process may score with it at once."""
 
     @property
     def dimensions(self) -> tuple[DimensionSpec, ...]:
@@ -29,8 +29,8 @@ class Suite(Protocol):
         """Changes when any dimension does."""
         ...
 
-    def score(self, path: Path, prompt: Prompt) -> list[Score]:
-        """One score a dimension of the film at ``path``.
+    def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
+        """One score a dimension of a film.
 
         Raises:
             DecodeError: the film cannot be decoded.
@@ -38,10 +38,10 @@ class Suite(Protocol):
         ...
 
 
-def load(name: str) -> Suite:
-    """The suite called ``name``, ready to score.
+def load(name: str, device: str = "cpu") -> Suite:
+    """The suite called ``name``, ready to score; its networks, if any, are on ``device``.
 
     Raises:
         CfError: unknown name, or a part that is not installed.
     """
-    return SUITES.get(name)()
+    return SUITES.get(name)(device)

@@ -1,7 +1,6 @@
 """A suite that needs no network: flicker, exposure and sharpness from pixels."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -40,17 +39,15 @@ class PixelSuite:
         _spec("sharpness", "extra", "variance of the Laplacian of luma"),
     )
 
-    def score(self, path: Path, prompt: Prompt) -> list[Score]:
+    def score(self, clip: video.Clip, prompt: Prompt) -> list[Score]:
         """One score a dimension; the prompt does not matter.
 
         Raises:
             DecodeError: the film cannot be decoded.
         """
-        info = video.probe(path)
-        limit = video.canonical_frames(info.frames, info.fps)
         values: dict[str, list[float]] = defaultdict(list)
         before: video.Frames | None = None
-        for block in video.canonical(video.decode(path), limit):
+        for block in video.canonical(clip.blocks(), clip.scored):
             for image in block:
                 luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
                 values["exposure"].append(float(np.mean((luma > CRUSHED) & (luma < BLOWN))))
@@ -59,15 +56,16 @@ class PixelSuite:
                     change = float(cv2.absdiff(image, before).mean())
                     values["temporal_flickering"].append((255 - change) / 255)
                 before = image
-        return [_score(spec, values[spec.name], path.stem, info.fps) for spec in self.dimensions]
+        return [_score(spec, values[spec.name], clip) for spec in self.dimensions]
 
 
-def load_suite() -> PixelSuite:
-    """The suite."""
+def load_suite(device: str) -> PixelSuite:
+    """The suite; it has no networks to put on a device."""
     return PixelSuite()
 
 
-def _score(spec: DimensionSpec, values: list[float], sha: str, fps: int) -> Score:
+def _score(spec: DimensionSpec, values: list[float], clip: video.Clip) -> Score:
+    fps = clip.fps
     size = round(WINDOW_S * fps)
     windows = tuple(
         WindowScore(
@@ -78,7 +76,7 @@ def _score(spec: DimensionSpec, values: list[float], sha: str, fps: int) -> Scor
         for start in range(0, len(values), size)
     )
     return Score(
-        clip_sha=sha,
+        clip_sha=clip.sha256,
         dimension=spec.name,
         version=spec.version,
         tier=spec.tier,

@@ -5,13 +5,14 @@ may carry changed fields, as in ``tiny/ours+memory.tau=0.9``.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cfbench.plan import SystemSpec
 from cfbench.registry import Table
-from cfbench.types import ClipInfo, Job, Prompt
+from cfbench.types import Job, Prompt
+from cfbench.video import Frames
 
 SYSTEMS = Table(
     kind="system",
@@ -25,8 +26,6 @@ SYSTEMS = Table(
 PRESET = "preset"
 ALL = "all"
 
-Tick = Callable[[int, int], None]  # pixel frames of the film done, and in all
-
 
 class System(Protocol):
     """A loaded system. ``weights`` are hashes by part, ``facts`` what it resolved (device, ...)."""
@@ -34,8 +33,8 @@ class System(Protocol):
     weights: dict[str, str]
     facts: dict[str, str]
 
-    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
-        """Make the film of ``job`` in the file ``out``; report frames as they come."""
+    def films(self, jobs: Sequence[Job]) -> Iterator[Frames]:
+        """Films of jobs of equal length, made together, in blocks (B, R, Y, X, 3) as they come."""
         ...
 
     def peak_gib(self) -> float:
@@ -99,3 +98,24 @@ def check_prompts(addresses: Sequence[str], prompts: Sequence[Prompt]) -> list[s
 def load(address: str, device: str, attention: str) -> System:
     """The system behind an address, ready to generate."""
     return factory(address).load(address, device, attention)
+
+
+@dataclass(kw_only=True)
+class Loader:
+    """Systems by address, one loaded at a time.
+
+    Args:
+        device: as torch names it.
+        attention: backend, or auto.
+    """
+
+    device: str
+    attention: str
+    _loaded: tuple[str, System] | None = field(default=None, repr=False)
+
+    def __call__(self, address: str) -> System:
+        """The system behind an address; the one before is let go of."""
+        if self._loaded is None or self._loaded[0] != address:
+            self._loaded = None  # frees the old system's memory before the next one is loaded
+            self._loaded = address, load(address, self.device, self.attention)
+        return self._loaded[1]

@@ -1,7 +1,6 @@
 """Presets of the model package as systems, and the devices to run them on."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -12,8 +11,8 @@ from cfbench.plan import SystemSpec
 from cfbench.provenance import process_peak_gib
 from cfbench.registry import unknown
 from cfbench.systems import PRESET as PRESET_ENTRY
-from cfbench.systems import SYSTEMS, Tick
-from cfbench.types import ClipInfo, Job, Prompt
+from cfbench.systems import SYSTEMS
+from cfbench.types import Job, Prompt
 
 if TYPE_CHECKING:
     from cfmodel.config import Experiment, Family
@@ -56,14 +55,22 @@ class CfSystem:
             "codec": self.pipeline.codec.spec.name,
         }
 
-    def blocks(self, job: Job, chunks: int) -> Iterator[video.Frames]:
-        """Frames (R, Y, X, 3) of a job's film, chunk by chunk."""
+    def films(self, jobs: Sequence[Job]) -> Iterator[video.Frames]:
+        """Films of jobs of equal length, made together: blocks (B, R, Y, X, 3), one a chunk."""
+        return self.begun(jobs, jobs[0].chunks)
+
+    def begun(self, jobs: Sequence[Job], chunks: int) -> Iterator[video.Frames]:
+        """The first chunks of the jobs' films, as ``films``."""
         from cfmodel.pipeline import Request
 
-        segments = tuple((segment.text, segment.seconds) for segment in job.prompt.segments)
-        request = Request(job.prompt.id, segments, job.seed)
-        for frames_BRYXC in self.pipeline.films([request], chunks):
-            yield frames_BRYXC[0].numpy()
+        requests = [
+            Request(
+                job.prompt.id, tuple((s.text, s.seconds) for s in job.prompt.segments), job.seed
+            )
+            for job in jobs
+        ]
+        for frames_BRYXC in self.pipeline.films(requests, chunks):
+            yield frames_BRYXC.numpy()
 
     def continued(
         self,
@@ -82,12 +89,6 @@ class CfSystem:
         past = torch.from_numpy(history)[None]
         parts = self.pipeline.films([request], chunks, history=past)
         return np.concatenate([part[0].numpy() for part in parts])
-
-    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
-        """Make the film of ``job`` in the file ``out``."""
-        geometry = self.experiment.geometry
-        total = geometry.pixel_frames(job.chunks * geometry.chunk)
-        return video.encode(out, counted(self.blocks(job, job.chunks), total, tick), geometry.fps)
 
     def peak_gib(self) -> float:
         """Most memory used so far: of the GPU, or of the process."""
@@ -194,17 +195,6 @@ def split(name: str) -> "tuple[Family, str]":
     if head not in families:
         raise unknown("family", head, families)
     return families[head], row
-
-
-def counted(
-    blocks: Iterator[video.Frames], total: int, tick: Tick
-) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    """The blocks, telling ``tick`` the frames seen so far."""
-    done = 0
-    for block in blocks:
-        yield block
-        done += len(block)
-        tick(min(done, total), total)
 
 
 def devices(wanted: str, workers: int) -> list[str]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import numpy as np
 from cfbench import video
 from cfbench.errors import CfError
 from cfbench.plan import SystemSpec
-from cfbench.systems import Tick, cf
-from cfbench.types import ClipInfo, Job, Prompt
+from cfbench.systems import cf
+from cfbench.types import Job, Prompt
 
 if TYPE_CHECKING:
     from cfmodel.config import Experiment
@@ -30,23 +29,23 @@ class RenderedTruthSystem:
         self.weights: dict[str, str] = {}
         self.facts = {"device": "cpu", "dtype": "float32", "attention": "none"}
 
-    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
-        """Render the film of ``job`` in the file ``out``.
+    def films(self, jobs: Sequence[Job]) -> Iterator[video.Frames]:
+        """Rendered films of jobs of equal length, in blocks (B, R, Y, X, 3).
 
         Raises:
-            ValueError: the prompt has no scene, or one of another version of the world.
+            ValueError: a prompt has no scene, or one of another version of the world.
         """
+        total = self._geometry.pixel_frames(jobs[0].chunks * self._geometry.chunk)
+        for blocks in zip(*(self._film(job, total) for job in jobs), strict=True):
+            yield np.stack(blocks)
+
+    def _film(self, job: Job, total: int) -> Iterator[video.Frames]:
         from cfmodel.tinyworld.film import film
 
         if job.prompt.scene is None:
             raise ValueError(f"prompt {job.prompt.id} has no scene; use a tiny-world prompt set")
-        geometry = self._geometry
-        total = geometry.pixel_frames(job.chunks * geometry.chunk)
-        blocks = (
-            block.numpy()
-            for block in film(job.prompt.scene, total, geometry.height, geometry.width)
-        )
-        return video.encode(out, cf.counted(blocks, total, tick), geometry.fps)
+        for block in film(job.prompt.scene, total, self._geometry.height, self._geometry.width):
+            yield block.numpy()
 
     def peak_gib(self) -> float:
         """Most memory of the process so far."""
@@ -61,12 +60,13 @@ class FrozenSystem:
         self.weights = self._ours.weights
         self.facts = self._ours.facts
 
-    def generate(self, job: Job, out: Path, tick: Tick) -> ClipInfo:
-        """Make our first chunk of ``job`` and repeat its first frame in the file ``out``."""
+    def films(self, jobs: Sequence[Job]) -> Iterator[video.Frames]:
+        """The first frames of our films of the jobs, repeated in blocks (B, R, Y, X, 3)."""
         geometry = self._ours.experiment.geometry
-        total = geometry.pixel_frames(job.chunks * geometry.chunk)
-        first = next(self._ours.blocks(job, 1))[:1]
-        return video.encode(out, cf.counted(_repeat(first, total), total, tick), geometry.fps)
+        total = geometry.pixel_frames(jobs[0].chunks * geometry.chunk)
+        first = next(self._ours.begun(jobs, 1))[:, :1]
+        for start in range(0, total, REPEAT_BLOCK):
+            yield np.repeat(first, min(REPEAT_BLOCK, total - start), axis=1)
 
     def peak_gib(self) -> float:
         """Most memory used so far."""
@@ -140,8 +140,3 @@ def _spec(address: str, name: str, label: str, *, needs_scene: bool) -> SystemSp
         needs_scene=needs_scene,
         absent="" if needs_scene or base.weights else cf.NOT_TRAINED,
     )
-
-
-def _repeat(frame: video.Frames, total: int) -> Iterator[video.Frames]:
-    for start in range(0, total, REPEAT_BLOCK):
-        yield np.repeat(frame, min(REPEAT_BLOCK, total - start), axis=0)

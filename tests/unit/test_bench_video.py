@@ -112,13 +112,29 @@ def test_canonical_trims_and_notices_a_short_film():
         list(video.canonical(blocks(frames, 6), 21))
 
 
+def test_a_clip_is_the_same_film_from_a_file_and_from_memory(tmp_path: Path):
+    frames = picture(20)
+    info = video.encode(tmp_path / "a.mp4", [frames], 16)
+    file = video.stored(tmp_path / "a.mp4")
+    assert (file.sha256, file.frames, file.fps, file.scored) == (info.sha256, 20, 16, 16)
+    clip = video.held(decoded(tmp_path / "a.mp4"), 16)
+    for _ in range(2):
+        assert np.array_equal(np.concatenate(list(file.blocks())), next(clip.blocks()))
+    suite = load_suite("cpu")
+    scores = [{s.dimension: s.value for s in suite.score(c, PROMPT)} for c in (file, clip)]
+    assert scores[0] == scores[1]
+    # The hash is of the frames: of any view of them, and of nothing else.
+    assert video.held(frames[::-1][::-1], 16).sha256 == video.held(frames, 16).sha256
+    assert video.held(frames[::-1], 16).sha256 != video.held(frames, 16).sha256
+
+
 def test_decode_is_streamed_in_blocks(tmp_path: Path):
     video.encode(tmp_path / "a.mp4", [picture(40)], 16)
     assert [len(block) for block in video.decode(tmp_path / "a.mp4", block=16)] == [16, 16, 8]
 
 
 def test_pixel_suite_measures_what_it_says(tmp_path: Path):
-    suite = load_suite()
+    suite = load_suite("cpu")
     still = np.repeat(picture(1), 40, axis=0)
     flicker = still.copy()
     flicker[::2] = np.clip(flicker[::2].astype(int) + 40, 0, 255)
@@ -126,7 +142,7 @@ def test_pixel_suite_measures_what_it_says(tmp_path: Path):
     for name, frames in {"still": still, "flicker": flicker, "moving": picture(40)}.items():
         path = tmp_path / f"{name}.mp4"
         video.encode(path, [frames], 16)
-        scores = suite.score(path, PROMPT)
+        scores = suite.score(video.stored(path), PROMPT)
         assert [score.dimension for score in scores] == [spec.name for spec in suite.dimensions]
         values[name] = {score.dimension: score.value for score in scores}
         # 40 frames are scored as 32: two seconds.
@@ -135,13 +151,18 @@ def test_pixel_suite_measures_what_it_says(tmp_path: Path):
     assert flickering["still"] > 0.995 > flickering["moving"] > flickering["flicker"]
 
 
+def pixel_values(path: Path) -> dict[str, float]:
+    scores = load_suite("cpu").score(video.stored(path), PROMPT)
+    return {score.dimension: score.value or 0.0 for score in scores}
+
+
 def test_exposure_and_sharpness_of_known_pictures(tmp_path: Path):
     half = np.zeros((20, 32, 48, 3), np.uint8)
     half[:, :, 24:] = 128
     video.encode(tmp_path / "a.mp4", [half], 16)
-    found = {s.dimension: s.value or 0.0 for s in load_suite().score(tmp_path / "a.mp4", PROMPT)}
+    found = pixel_values(tmp_path / "a.mp4")
     assert abs(found["exposure"] - 0.5) < 0.05
     video.encode(tmp_path / "b.mp4", [np.full_like(half, 128)], 16)
-    flat = {s.dimension: s.value or 0.0 for s in load_suite().score(tmp_path / "b.mp4", PROMPT)}
+    flat = pixel_values(tmp_path / "b.mp4")
     assert flat["exposure"] == 1.0
     assert flat["sharpness"] < 1 < found["sharpness"]

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from cfbench.scorers.tiny.nets import (
 from cfbench.scorers.tiny.read import decode, pixels, targets
 from cfbench.scorers.tiny.weights import ASSETS, assemble, fused, load
 from cfbench.types import Prompt, Segment
+from cfbench.video import Clip, held
 from cfmodel.tinyworld.film import film, scene_prompt, truth
 from cfmodel.tinyworld.render import render
 from cfmodel.tinyworld.scene import COLORS, SHAPES, sample_scene
@@ -104,8 +107,24 @@ def test_windows_leave_out_what_does_not_apply():
 
 def scores_of(nets, frames, text: str):
     prompt = Prompt(id="p", segments=(Segment(text=text, seconds=60),))
-    found = TinySuite(nets).score_frames(frames, len(frames) // FPS * FPS, FPS, prompt)
+    found = TinySuite(nets).score(held(frames, FPS), prompt)
     return {score.dimension: score for score in found}
+
+
+def test_scores_do_not_depend_on_blocks_or_on_who_scores_beside(nets):
+    prompts_of = [prompt_of(seed) for seed in (1, 2)]
+    clips: list[Clip] = []
+    for prompt in prompts_of:
+        frames = torch.cat(list(film(prompt.scene, 20))).numpy()
+        clips.append(held(frames, FPS))
+        parts = np.split(frames, [3, 15])
+        streamed = dataclasses.replace(clips[-1], blocks=lambda parts=parts: iter(parts))
+        assert TinySuite(nets).score(streamed, prompt) == TinySuite(nets).score(clips[-1], prompt)
+    suite, alone = TinySuite(nets), TinySuite(nets)
+    work = list(zip(clips, prompts_of, strict=True)) * 2
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: suite.score(*pair), work))
+    assert found == [alone.score(*pair) for pair in work]
 
 
 def test_a_still_film_neither_flickers_nor_moves(nets):

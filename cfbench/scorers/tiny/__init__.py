@@ -3,18 +3,18 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from cfbench.scorers.tiny.dims import TinySuite
 
 
-def load_suite(device: "torch.device | None" = None) -> "TinySuite":
-    """The suite with its bundled networks, on the CPU if no device is named.
+def load_suite(device: str) -> "TinySuite":
+    """The suite with its bundled networks on a device.
 
     Raises:
         CfError: weights are missing or damaged.
     """
+    import torch
+
     from cfbench.scorers.tiny.dims import TinySuite
     from cfbench.scorers.tiny.weights import load
 
-    return TinySuite(load(device=device))
+    return TinySuite(load(device=torch.device(device)))

@@ -8,7 +8,6 @@ a film counts 0 in those four where its text names a motion and the film stands 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,9 +17,10 @@ from cfbench.scorers.tiny import formulas, semantic
 from cfbench.scorers.tiny.expect import Expectation, expect
 from cfbench.scorers.tiny.formulas import Flags, Floats
 from cfbench.scorers.tiny.semantic import Case, Verdict
-from cfbench.scorers.tiny.watch import PAIRS_PER_S, SAMPLES_PER_S, Film, load_frames, watch
+from cfbench.scorers.tiny.watch import PAIRS_PER_S, SAMPLES_PER_S, Film, watch, whole
 from cfbench.scorers.tiny.weights import Networks
 from cfbench.types import DimensionSpec, Prompt, Score, WindowScore
+from cfbench.video import Clip
 from cfmodel.config import digest
 
 RULES_VERSION = "3"
@@ -82,7 +82,7 @@ class TinySuite:
     """Scores films of the tiny world with networks that were trained on its truth."""
 
     nets: Networks
-    _asked: dict[tuple[str, int, int], Expectation] = field(default_factory=dict, repr=False)
+    _asked: tuple[tuple[str, int, int], Expectation] | None = field(default=None, repr=False)
 
     @property
     def version(self) -> str:
@@ -94,33 +94,29 @@ class TinySuite:
         """What the suite measures."""
         return specs(self.version)
 
-    def score(self, path: Path, prompt: Prompt) -> list[Score]:
+    def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
         """One score a dimension.
 
         Raises:
             DecodeError: the film cannot be decoded.
             ValueError: the prompt's scene is of another version of the world.
         """
-        frames, limit, fps = load_frames(path)
-        return self.score_frames(frames, limit, fps, prompt, sha=path.stem)
-
-    def score_frames(
-        self, frames: np.ndarray, limit: int, fps: int, prompt: Prompt, *, sha: str = ""
-    ) -> list[Score]:
-        """As ``score``, of frames (R, 80, 128, 3) of which the first ``limit`` are scored."""
-        film = watch(frames, limit, fps, self.nets)
+        film = watch(whole(clip), clip.scored, clip.fps, self.nets)
         case = semantic.case(film, self._expect(prompt, film), self.nets)
         verdicts = {**quality(case), **semantics(case), **extras(case)}
-        return [self._score(spec, verdicts[spec.name], film, sha) for spec in self.dimensions]
+        return [
+            self._score(spec, verdicts[spec.name], film, clip.sha256) for spec in self.dimensions
+        ]
 
     def _expect(self, prompt: Prompt, film: Film) -> Expectation:
         # Films of one prompt come one after the other; its script is played once.
         key = (digest([s.text for s in prompt.segments]) + prompt.id, film.stored, film.fps)
-        if key not in self._asked:
-            self._asked.clear()
+        last = self._asked
+        if last is None or last[0] != key:
             end_s = film.stored / film.fps
-            self._asked[key] = expect(prompt, film.sampled, film.fps, end_s)
-        return self._asked[key]
+            # One assignment, as another thread may look at the same time.
+            last = self._asked = key, expect(prompt, film.sampled, film.fps, end_s)
+        return last[1]
 
     def _score(self, spec: DimensionSpec, verdict: Verdict, film: Film, sha: str) -> Score:
         value, rows = verdict.value, verdict.windows

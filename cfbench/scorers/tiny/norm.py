@@ -26,6 +26,7 @@ from cfbench.scorers.tiny.dims import TinySuite
 from cfbench.scorers.tiny.read import pixels
 from cfbench.store import write_atomic
 from cfbench.types import Prompt
+from cfbench.video import held
 from cfmodel.config import seed_for
 from cfmodel.io.codec import TaeCodec
 from cfmodel.tinyworld.film import film
@@ -97,9 +98,7 @@ def raw_means(
     """Mean of every dimension over the films ``make(0), make(1), ...`` of the prompts."""
     found: dict[str, list[float]] = {spec.name: [] for spec in suite.dimensions}
     for k, prompt in enumerate(prompts):
-        frames = make(k)
-        limit = len(frames) // FPS * FPS or len(frames)
-        for score in suite.score_frames(frames, limit, FPS, prompt):
+        for score in suite.score(held(make(k), FPS), prompt):
             if score.value is not None:
                 found[score.dimension].append(score.value)
     return {name: float(np.mean(v)) if v else None for name, v in found.items()}

@@ -4,7 +4,6 @@ R frames of the film, S sampled frames at 2 a second, P pairs of frames at 8 a s
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,6 +23,7 @@ PAIRS_PER_S = 8
 BLOCK = 32
 
 Frames = NDArray[np.uint8]
+_NONE: Frames = np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)
 
 
 @dataclass
@@ -61,19 +61,18 @@ class Film:
         return self.frames / self.fps
 
 
-def load_frames(path: Path) -> tuple[Frames, int, int]:
-    """All frames of a film at the tiny world's size, how many are scored, and frames a second.
+def whole(clip: video.Clip) -> Frames:
+    """All frames of a film at the tiny world's size.
 
     Raises:
         DecodeError: the film cannot be decoded.
     """
-    info = video.probe(path)
-    limit = video.canonical_frames(info.frames, info.fps)
-    blocks = [_sized(block) for block in video.decode(path)]
-    frames = np.concatenate(blocks) if blocks else np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)
-    if not len(frames) or len(frames) < limit:
-        raise video.DecodeError(f"breaks off after {len(frames)} of {info.frames} frames")
-    return frames, limit, info.fps
+    blocks = [_sized(block) for block in clip.blocks()]
+    # Frames that are held already are not copied.
+    frames = blocks[0] if len(blocks) == 1 else np.concatenate([_NONE, *blocks])
+    if not len(frames) or len(frames) < clip.scored:
+        raise video.DecodeError(f"breaks off after {len(frames)} of {clip.frames} frames")
+    return frames
 
 
 def _sized(block: Frames) -> Frames:
