@@ -40,6 +40,7 @@ DIMENSIONS: tuple[str, ...] = (*QUALITY, *SEMANTIC)
 GROUP_WEIGHTS: tuple[float, float] = (4.0, 1.0)  # quality, semantic
 SCHEMA = 1
 PINNED: Mapping[str, str] = {
+    "tiny": "d991a1c70097802b5cfbff1147047bd68ce2e4d8ddbf259409f956cb0ee9758d",
     "vbench": "d62753949c9956e29f3d23ace2d181d139d5d236371981ba7da55d6a491f8bcb",
 }
 """sha256 of the frozen normalisers by suite; a suite is added when its normaliser is frozen."""
