@@ -1,4 +1,4 @@
-# make reproduce   films, scores, table, curves and gallery of the tiny world (about 10 minutes on two cores)
+# make reproduce   films, scores, table, curves and gallery of the tiny world (5 to 10 minutes on two cores)
 # make test        lint, types, import contracts and tests (under 10 minutes on two cores)
 #
 # Both set everything up in .venv first; a second call installs nothing.
