@@ -11,16 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cfmodel.config import Experiment, seed_for
-from cfmodel.devices import world
-from cfmodel.flow import FewStep, add_noise, x0_from_v
+from cfmodel.config import seed_for
 from cfmodel.memory.slots import SlotMemory
-from cfmodel.nn.transformer import TextKV
-from cfmodel.rollout import commit_chunk, prepare_views
 from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET
-from cfmodel.train.draws import Draws
-from cfmodel.train.flow_stages import half_traffic
-from cfmodel.train.replay import Pass, Replay
+from cfmodel.train.replay import Replay
+from cfmodel.train.roller import Roller
+from cfmodel.train.texts import Texts
 
 Context = Literal["none", "contiguous", "memory"]
 
@@ -43,138 +39,6 @@ class Film(NamedTuple):
     context: Tensor | None = None
     valid: Tensor | None = None
     terms: Callable[[Tensor], Iterator[Tensor]] | None = None
-
-
-class Texts:
-    """Embedded captions of many films, chunk by chunk, each distinct one stored once.
-
-    Args:
-        table: (U, S, E) distinct embedded texts.
-        index: (N, G) rows of the table.
-        returns: (N, G) whether something comes back in a chunk.
-        device: where texts are given out.
-    """
-
-    def __init__(self, table: Tensor, index: Tensor, returns: Tensor, device: torch.device) -> None:
-        self._table, self._index = table.to(device), index.to(device)
-        self._returns = returns
-        self._device = device
-        self._world = world()
-
-    @property
-    def chunks(self) -> int:
-        """Longest film that there are texts for."""
-        return self._index.shape[1]
-
-    def draw(
-        self, count: int, chunks: int, random: torch.Generator, *, returning: float = 0.0
-    ) -> Tensor:
-        """Texts (count, chunks, S, E) of random films, from their beginning.
-
-        Several processes draw for all films alike, and each gets its own.
-
-        Args:
-            count: films.
-            chunks: their length.
-            random: CPU generator.
-            returning: share of films in whose last 7 chunks something comes back, as far as there
-                are such films.
-        """
-        count *= self._world.size
-        pick = torch.randint(len(self._index), (count,), generator=random)
-        last = self._returns[:, max(0, chunks - TARGET // 3) : chunks].any(1).nonzero().squeeze(1)
-        wanted = round(returning * count)
-        if wanted and len(last):
-            pick[:wanted] = last[torch.randint(len(last), (wanted,), generator=random)]
-        index = self._index[self._world.mine(pick).to(self._device), :chunks]
-        return self._table[index].float()
-
-
-class Sizes(NamedTuple):
-    """Shape of a chunk's latents."""
-
-    batch: int
-    frames: int
-    channels: int
-    rows: int
-    columns: int
-
-
-@dataclass
-class Roller:
-    """Rolls a student out, chunk after chunk, over one memory.
-
-    Gradient flows through the last step of a chunk made with it: earlier steps, the memory and the
-    clean commit pass carry none.
-
-    Source: Self Forcing, as in arXiv:2602.06028 sections 6 and 7.
-    """
-
-    experiment: Experiment
-    batch: int
-    draws: Draws
-
-    def __post_init__(self) -> None:
-        size = self.experiment.geometry
-        self.sizes = Sizes(
-            self.batch, size.chunk, self.experiment.model.latent_channels, *size.latent_size
-        )
-        self.flow = FewStep.from_config(self.experiment.sample)
-
-    def memory(self) -> SlotMemory:
-        """An empty memory of the experiment."""
-        experiment, device = self.experiment, self.draws.device
-        return SlotMemory(
-            experiment.memory, experiment.geometry, experiment.model, batch=self.batch,
-            device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-            padded=experiment.memory.fast is not None,
-        )  # fmt: skip
-
-    def chunk(
-        self,
-        net: Any,
-        memory: SlotMemory,
-        text: TextKV,
-        *,
-        exit_step: int,
-        with_grad: TextKV | None = None,
-        commit: bool = True,
-        replay: Replay | None = None,
-    ) -> Tensor:
-        """Latents (B, 3, C, X, Y) of the next chunk, stopped at ``exit_step``.
-
-        Args:
-            net: the student.
-            memory: what it reads; takes in the chunk.
-            text: of the chunk, without gradient.
-            exit_step: index of the last denoising step.
-            with_grad: the same text with gradient, if the last step is to carry it.
-            commit: whether the memory takes in the chunk.
-            replay: takes down the last step, if that is to be made again with gradient.
-        """
-        device, xt = self.draws.device, torch.zeros(0)
-        with torch.no_grad():
-            views = prepare_views(net, memory, self.sizes.frames)
-            if with_grad is not None:
-                # Values are still the memory's own, which later chunks overwrite before activations
-                # that are computed again read them in the backward pass.
-                views = [view._replace(v_BKHD=view.v_BKHD.clone()) for view in views]
-        x0 = torch.zeros(self.sizes, device=device)
-        for step in range(exit_step + 1):
-            sigma = self.flow.sigmas[step]
-            xt = add_noise(x0.detach(), self.draws.normal(*self.sizes), sigma)
-            sigma_BF = torch.full(self.sizes[:2], sigma, device=device)
-            mine = with_grad is not None and step == exit_step
-            with torch.set_grad_enabled(mine):
-                words = with_grad if mine and with_grad is not None else text
-                v = net(half_traffic(xt), sigma_BF, words, context=views).v_BFCXY
-                x0 = x0_from_v(xt, v.float(), sigma)
-        if replay is not None:
-            replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))
-        if commit:
-            with torch.no_grad():
-                commit_chunk(net, memory, half_traffic(x0.detach()), text, views)
-        return x0
 
 
 class Films(Protocol):

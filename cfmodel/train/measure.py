@@ -21,10 +21,12 @@ from cfmodel.io.weights import write_atomic
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.data import CONTEXT, TARGET
 from cfmodel.train.draws import Draws
-from cfmodel.train.films import FreshFilms, Roller, Rollout, Texts
+from cfmodel.train.films import FreshFilms, Rollout
 from cfmodel.train.matching import Clock, MatchingStage
+from cfmodel.train.roller import Roller
 from cfmodel.train.stages import NUMBERS
 from cfmodel.train.state import local_rows
+from cfmodel.train.texts import Texts
 
 GIB = 2**30
 TEXTS = 8

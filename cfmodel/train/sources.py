@@ -17,7 +17,6 @@ from cfmodel.io.text import check_text
 from cfmodel.io.weights import Weights, file_sha256, load_weights
 from cfmodel.train.data import context_clips, contiguous_clips, scripts, world_stream
 from cfmodel.train.draws import Draws
-from cfmodel.train.films import Texts
 from cfmodel.train.frozen import Frozen
 from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
 from cfmodel.train.prepared import (
@@ -32,6 +31,7 @@ from cfmodel.train.prepared import (
 from cfmodel.train.prompts import chunk_texts, read_prompts
 from cfmodel.train.shards import LatentShards, latent_stream
 from cfmodel.train.state import local_rows
+from cfmodel.train.texts import Texts
 
 logger = logging.getLogger(__name__)
 

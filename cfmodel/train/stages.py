@@ -13,10 +13,11 @@ from cfmodel.config import Experiment, Family
 from cfmodel.train.codec import CodecStage
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import FreshFilms, Roller, Rollout, StreamingFilms
+from cfmodel.train.films import FreshFilms, Rollout, StreamingFilms
 from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective, TeacherForcing
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
+from cfmodel.train.roller import Roller
 from cfmodel.train.sources import (
     CLIPS,
     SHORT_CLIPS,

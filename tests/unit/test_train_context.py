@@ -33,18 +33,18 @@ from cfmodel.train.errors import ErrorBank, Recycling, bank_bytes, clean_error, 
 from cfmodel.train.films import (
     Film,
     FreshFilms,
-    Roller,
     Rollout,
     StreamingFilms,
-    Texts,
     remembered,
 )
 from cfmodel.train.losses import noised
 from cfmodel.train.matching import Matching, MatchingStage, score
 from cfmodel.train.pool import ClipPool, Ring, context_units
+from cfmodel.train.roller import Roller
 from cfmodel.train.stages import NUMBERS
 from cfmodel.train.state import Trainable
 from cfmodel.train.teacher import ContextTeacher, score_flow
+from cfmodel.train.texts import Texts
 from tests.helpers.nano import NANO, nano_model, seeded
 
 CPU = torch.device("cpu")

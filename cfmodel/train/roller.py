@@ -1,0 +1,106 @@
+"""A student rolled out over its memory, chunk after chunk, the last step perhaps with gradient.
+
+Dims: B films, F latent frames, C latent channels, X rows and Y columns of a latent.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Experiment
+from cfmodel.flow import FewStep, add_noise, x0_from_v
+from cfmodel.memory.slots import SlotMemory
+from cfmodel.nn.transformer import TextKV
+from cfmodel.rollout import commit_chunk, prepare_views
+from cfmodel.train.draws import Draws
+from cfmodel.train.flow_stages import half_traffic
+from cfmodel.train.replay import Pass, Replay
+
+
+class Sizes(NamedTuple):
+    """Shape of a chunk's latents."""
+
+    batch: int
+    frames: int
+    channels: int
+    rows: int
+    columns: int
+
+
+@dataclass
+class Roller:
+    """Rolls a student out, chunk after chunk, over one memory.
+
+    Gradient flows through the last step of a chunk made with it: earlier steps, the memory and the
+    clean commit pass carry none.
+
+    Source: Self Forcing, as in arXiv:2602.06028 sections 6 and 7.
+    """
+
+    experiment: Experiment
+    batch: int
+    draws: Draws
+
+    def __post_init__(self) -> None:
+        size = self.experiment.geometry
+        self.sizes = Sizes(
+            self.batch, size.chunk, self.experiment.model.latent_channels, *size.latent_size
+        )
+        self.flow = FewStep.from_config(self.experiment.sample)
+
+    def memory(self) -> SlotMemory:
+        """An empty memory of the experiment."""
+        experiment, device = self.experiment, self.draws.device
+        return SlotMemory(
+            experiment.memory, experiment.geometry, experiment.model, batch=self.batch,
+            device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+            padded=experiment.memory.fast is not None,
+        )  # fmt: skip
+
+    def chunk(
+        self,
+        net: Any,
+        memory: SlotMemory,
+        text: TextKV,
+        *,
+        exit_step: int,
+        with_grad: TextKV | None = None,
+        commit: bool = True,
+        replay: Replay | None = None,
+    ) -> Tensor:
+        """Latents (B, 3, C, X, Y) of the next chunk, stopped at ``exit_step``.
+
+        Args:
+            net: the student.
+            memory: what it reads; takes in the chunk.
+            text: of the chunk, without gradient.
+            exit_step: index of the last denoising step.
+            with_grad: the same text with gradient, if the last step is to carry it.
+            commit: whether the memory takes in the chunk.
+            replay: takes down the last step, if that is to be made again with gradient.
+        """
+        device, xt = self.draws.device, torch.zeros(0)
+        with torch.no_grad():
+            views = prepare_views(net, memory, self.sizes.frames)
+            if with_grad is not None:
+                # Values are still the memory's own, which later chunks overwrite before activations
+                # that are computed again read them in the backward pass.
+                views = [view._replace(v_BKHD=view.v_BKHD.clone()) for view in views]
+        x0 = torch.zeros(self.sizes, device=device)
+        for step in range(exit_step + 1):
+            sigma = self.flow.sigmas[step]
+            xt = add_noise(x0.detach(), self.draws.normal(*self.sizes), sigma)
+            sigma_BF = torch.full(self.sizes[:2], sigma, device=device)
+            mine = with_grad is not None and step == exit_step
+            with torch.set_grad_enabled(mine):
+                words = with_grad if mine and with_grad is not None else text
+                v = net(half_traffic(xt), sigma_BF, words, context=views).v_BFCXY
+                x0 = x0_from_v(xt, v.float(), sigma)
+        if replay is not None:
+            replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))
+        if commit:
+            with torch.no_grad():
+                commit_chunk(net, memory, half_traffic(x0.detach()), text, views)
+        return x0
