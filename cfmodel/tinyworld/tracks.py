@@ -115,7 +115,8 @@ def _locate(script: tuple[Event, ...], frames: Tensor) -> tuple[Tensor, Tensor]:
         starts.append(chunk_start(chunk))
         chunk += event.chunks
     edges = torch.tensor([*starts, chunk_start(chunk)])
-    index = (torch.searchsorted(edges, frames.contiguous(), right=True) - 1).clamp(max=len(script) - 1)
+    index = torch.searchsorted(edges, frames.contiguous(), right=True) - 1
+    index = index.clamp(max=len(script) - 1)
     u = (frames - edges[index]).double() / (edges[index + 1] - edges[index])
     return index, u.clamp(max=1)
 
