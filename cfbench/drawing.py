@@ -36,10 +36,7 @@ def draw(drawings: Sequence[Drawing], *, workers: int, reporter: Reporter) -> No
     reasons: list[str] = []
 
     def on_event(event: fanout.Event) -> None:
-        if event.kind == "progress":
-            return
-        fractions.finish(event.task)
-        if event.kind == "failed":
+        if fractions.follow(event) and event.kind == "failed":
             reasons.append(event.value)
 
     staff = [Drawer() for _ in range(workers)]

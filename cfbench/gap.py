@@ -107,10 +107,8 @@ def protocol_gap(
     fractions = Fractions(reporter)
 
     def on_event(event: fanout.Event) -> None:
-        if event.kind == "progress":
-            fractions.part(event.task, event.value)
+        if not fractions.follow(event):
             return
-        fractions.finish(event.task)
         if event.kind == "done":
             pairs.append(event.value)
         else:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,30 +39,25 @@ class FilmWorker:
     """Makes films in one process on one device.
 
     Args:
-        root: the store.
+        store: not written to yet.
         systems: what loads them.
         specs: of all systems of the plan, by address.
         code: the revision, found once for all workers.
     """
 
-    root: Path
+    store: LocalStore
     systems: Loader
     specs: dict[str, SystemSpec]
     code: dict[str, Any]
-    _store: LocalStore | None = field(default=None, repr=False)
 
     def __call__(self, job: Job, emit: fanout.Emit) -> str:
         """Make the film of a job and store it with its record; returns the film's hash."""
-        if self._store is None:
-            self._store = LocalStore(self.root)
         system = self.systems(job.system)
-        return film(job, self.specs[job.system], system, self._store, self.code, emit)
+        return film(job, self.specs[job.system], system, self.store, self.code, emit)
 
     def close(self) -> None:
         """Close the worker's store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self.store.close()
 
 
 def film(
@@ -181,10 +176,8 @@ def generate(
     fractions = Fractions(reporter)
 
     def on_event(event: fanout.Event) -> None:
-        if event.kind == "progress":
-            fractions.part(event.task, event.value)
+        if not fractions.follow(event):
             return
-        fractions.finish(event.task)
         if event.kind == "failed":
             job = left[event.task]
             failure = failed_job(job, specs[job.system], event)
@@ -198,7 +191,7 @@ def generate(
         code = provenance.revision()
         workers = [
             FilmWorker(
-                root=root,
+                store=LocalStore(root),
                 systems=Loader(device=device, attention=attention),
                 specs=specs,
                 code=code,

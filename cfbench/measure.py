@@ -45,7 +45,7 @@ class MeasureWorker:
     """Makes and scores batches of films in one process on one device.
 
     Args:
-        root: the store.
+        store: not written to yet.
         systems: what loads them.
         suite_name: which suite to load; its networks share the device.
         specs: of all systems of the plan, by address.
@@ -53,19 +53,16 @@ class MeasureWorker:
         threads: films that are scored at once; most of the work on a CPU lets go of Python's lock.
     """
 
-    root: Path
+    store: LocalStore
     systems: Loader
     suite_name: str
     specs: dict[str, SystemSpec]
     code: dict[str, Any]
     threads: int
     _suite: Suite | None = field(default=None, repr=False)
-    _store: LocalStore | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch, emit: fanout.Emit) -> None:
         """Make a batch, and store scores and record of each film that has none."""
-        if self._store is None:
-            self._store = LocalStore(self.root)
         if self._suite is None:
             one_thread()
             self._suite = scorers.load(self.suite_name, self.systems.device)
@@ -78,12 +75,12 @@ class MeasureWorker:
         left = [k for k, job in enumerate(batch.jobs) if job.id in batch.wanted]
         judged = self._judged([(batch.jobs[k], frames_BRYXC[k]) for k in left], spec, self._suite)
         for number, (job, clip, found) in enumerate(judged, 1):
-            prompt_sha = self._store.put_bytes(prompts.canonical(job.prompt), "json")
+            prompt_sha = self.store.put_bytes(prompts.canonical(job.prompt), "json")
             # The record comes last: a film that has one has all of its scores.
-            self._store.append("scores", *found)
+            self.store.append("scores", *found)
             line = record(job, spec, system, clip, prompt_sha, code=self.code, made=made)
             facts = {**line.environment, "scored_on": device_name(self.systems.device)}
-            self._store.append("runs", replace(line, environment=facts))
+            self.store.append("runs", replace(line, environment=facts))
             emit(MAKING + (1 - MAKING) * number / len(left))
 
     def _judged(
@@ -99,9 +96,7 @@ class MeasureWorker:
 
     def close(self) -> None:
         """Close the worker's store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self.store.close()
 
 
 def one_thread() -> None:
@@ -219,10 +214,8 @@ def measure(
     fractions = Fractions(reporter)
 
     def on_event(event: fanout.Event) -> None:
-        if event.kind == "progress":
-            fractions.part(event.task, event.value)
+        if not fractions.follow(event):
             return
-        fractions.finish(event.task)
         if event.kind == "failed":
             # Some films of the batch may have been recorded before another one failed.
             done = measured_ids(store, dimensions)
@@ -238,7 +231,7 @@ def measure(
         code = provenance.revision()
         workers = [
             MeasureWorker(
-                root=root,
+                store=LocalStore(root),
                 systems=Loader(device=device, attention=attention),
                 suite_name=suite_name,
                 specs=specs,

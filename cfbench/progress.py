@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cfbench.fanout import Event
+
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 60.0
@@ -105,6 +107,14 @@ class Fractions:
         self._parts.pop(unit, None)
         self._done += 1
         self._tell()
+
+    def follow(self, event: Event) -> bool:
+        """Take in the news of a task; whether that task has ended."""
+        if event.kind == "progress":
+            self.part(event.task, event.value)
+            return False
+        self.finish(event.task)
+        return True
 
     def _tell(self) -> None:
         self._reporter.update(self._done + sum(self._parts.values()))

@@ -40,28 +40,23 @@ class ScoreWorker:
     """Scores films in one process.
 
     Args:
-        root: the store.
+        store: not written to yet.
         suite_name: which suite to load.
     """
 
-    root: Path
+    store: LocalStore
     suite_name: str
     _suite: Suite | None = field(default=None, repr=False)
-    _store: LocalStore | None = field(default=None, repr=False)
 
     def __call__(self, film: Film, emit: fanout.Emit) -> str:
         """Score a film; returns why it cannot be read, or nothing."""
-        if self._store is None:
-            self._store = LocalStore(self.root)
         if self._suite is None:
             self._suite = scorers.load(self.suite_name)
-        return score_film(film, self._suite, self._store)
+        return score_film(film, self._suite, self.store)
 
     def close(self) -> None:
         """Close the worker's store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self.store.close()
 
 
 def score_film(film: Film, suite: Suite, store: Store) -> str:
@@ -127,10 +122,8 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
     fractions = Fractions(reporter)
 
     def on_event(event: fanout.Event) -> None:
-        if event.kind == "progress":
-            fractions.part(event.task, event.value)
+        if not fractions.follow(event):
             return
-        fractions.finish(event.task)
         if event.value:
             run = by_sha[films[event.task].sha]
             failure = Failure(
@@ -148,7 +141,7 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
     with store:
         store.check_writable()
         store.sweep()
-        staff = [ScoreWorker(root=root, suite_name=suite_name) for _ in range(workers)]
+        staff = [ScoreWorker(store=LocalStore(root), suite_name=suite_name) for _ in range(workers)]
         if films:
             fanout.run(films, staff, group=lambda film: film.prompt_sha, on_event=on_event)
     return Outcome(

@@ -11,6 +11,7 @@ Layout under the root::
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -104,7 +105,8 @@ class LocalStore:
     """A store in a folder; many processes may write to it at once.
 
     Use as a context manager where something is written: a writer owns one file a kind and one
-    scratch folder, which it holds a lock on for as long as it lives.
+    scratch folder, which it holds a lock on for as long as it lives. It becomes a writer with its
+    first write: until then it may be sent to another process.
 
     Args:
         root: the folder; made on the first write.
@@ -112,7 +114,6 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._writer = f"{time.time_ns():x}-{os.getpid()}"
         self._files: dict[Kind, int] = {}
         self._lock: int | None = None
         self._scratched = 0
@@ -123,6 +124,10 @@ class LocalStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @functools.cached_property
+    def _writer(self) -> str:
+        return f"{time.time_ns():x}-{os.getpid()}"
 
     def close(self) -> None:
         """Close the writer's files and remove its scratch folder."""
