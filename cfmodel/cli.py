@@ -195,6 +195,9 @@ def train(
         bool, typer.Option("--checkpointing", help="compute activations twice, keep few")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="replay passes; one GPU, whole batches")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
     workers: Annotated[int, typer.Option(help="processes that sample scenes")] = 0,
     fill: Annotated[int, typer.Option(help="clips rendered before the first step")] = 2048,
@@ -254,9 +257,9 @@ def train(
                 logging.getLogger().setLevel(logging.WARNING)
             use = sources.Resources(
                 out=out, assets=assets or weights.assets() / experiment.family, device=place,
-                workers=workers, compiled=compiled, batch=batch, lr=lr, capacity=capacity,
-                fill=fill, clips=clips, render=render, scripts=scripts, accumulate=accumulate,
-                films=tuple(films), prompts=prompts,
+                workers=workers, compiled=compiled, recorded=cuda_graphs, batch=batch, lr=lr,
+                capacity=capacity, fill=fill, clips=clips, render=render, scripts=scripts,
+                accumulate=accumulate, films=tuple(films), prompts=prompts,
             )  # fmt: skip
             records = run.run(budgets, experiment, use, engine=engine)
             if devices.world().rank == 0:

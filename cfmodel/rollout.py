@@ -65,9 +65,22 @@ def commit_chunk(
     text: TextKV,
     views: Sequence[PreparedView],
 ) -> None:
-    """The clean pass: keys and values of a finished chunk, at noise level 0, into the memory."""
+    """The clean pass of a finished chunk, and its keys and values into the memory."""
+    take_in(memory, clean_pass(model, x0_BFCXY, text, views))
+
+
+def clean_pass(
+    model: VideoTransformer, x0_BFCXY: Tensor, text: TextKV, views: Sequence[PreparedView]
+) -> list[tuple[Tensor, Tensor]]:
+    """Every layer's un-rotated keys, and values, of a finished chunk, at noise level 0."""
     sigma_BF = x0_BFCXY.new_zeros(x0_BFCXY.shape[:2], dtype=torch.float32)
-    kv = model(x0_BFCXY, sigma_BF, text, context=views, return_kv=True).kv
+    found = model(x0_BFCXY, sigma_BF, text, context=views, return_kv=True).kv
+    assert found is not None, "asked for"
+    return found
+
+
+def take_in(memory: Memory, kv: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """A chunk's keys and values into the memory."""
     k, v = zip(*kv, strict=True)
     memory.commit(ChunkKV(k, v, memory.frames))
 

@@ -5,8 +5,7 @@ Dims: B batch, Q query frames, T key frames, L query tokens, K key tokens, H hea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,8 +75,7 @@ def and_masks(*masks: FrameMask) -> FrameMask:
     return mask
 
 
-@dataclass(frozen=True)
-class Mask:
+class Mask(NamedTuple):
     """A mask over tokens in the one form that the attention function reads.
 
     ``dense`` is boolean, True = may attend, broadcastable to B H L K; ``block`` is FlexAttention's.

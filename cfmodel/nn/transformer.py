@@ -4,8 +4,7 @@ Dims: B batch, F frames, P tokens a frame, L tokens (F * P), K key tokens, G tex
 S text tokens, H heads, D head dim, E width, C latent channels, X rows and Y columns of a latent.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,7 @@ from cfmodel.nn.rope import RotaryTable, rotary_table, rotate
 EMBED_STD = 0.02
 
 
-@dataclass(frozen=True)
-class TextKV:
+class TextKV(NamedTuple):
     """Cross-attention keys and values of G texts, one tensor B G S H D a layer."""
 
     k: tuple[Tensor, ...]
@@ -99,7 +97,17 @@ class VideoTransformer(nn.Module):
             for _ in range(config.layers)
         )
         self.head = Head(width, patch_size, config.eps)
+        self._turn: Callable[[Tensor, RotaryTable], Tensor] = rotate
         self.reset_parameters()
+
+    def compile_parts(self) -> None:
+        """Has the compiler make one program of each block, and one of the rotation of keys.
+
+        All blocks are one piece of code, so this compiles once.
+        """
+        for block in self.blocks:
+            block.compile()
+        self._turn = torch.compile(rotate)
 
     @property
     def mask_form(self) -> Form:
@@ -157,7 +165,7 @@ class VideoTransformer(nn.Module):
                 masks[id(view.valid_BT)] = self._key_mask(view)
             prepared.append(
                 PreparedView(
-                    rotate(view.k_BKHD, tables[id(view.positions_BT)]),
+                    self._turn(view.k_BKHD, tables[id(view.positions_BT)]),
                     view.v_BKHD,
                     tables[id(view.query_positions_BF)],
                     masks.get(id(view.valid_BT)),

@@ -20,6 +20,7 @@ from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.losses import flow_loss, noised
 from cfmodel.train.pool import Units
+from cfmodel.train.recorded import Recorded
 from cfmodel.train.state import Lora, Trainable, write_weights
 
 EMPTY_SHARE = 0.1
@@ -33,8 +34,19 @@ ObjectiveNet = Any
 class Objective(Protocol):
     """What a flow stage minimises."""
 
-    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
-        """The loss of a batch; called under autocast."""
+    def draw(self, units: Units, draws: Draws) -> Units:
+        """What a pass is made of: noise levels, noisy latents and the like; no gradient."""
+        ...
+
+    def loss(self, net: ObjectiveNet, batch: Units) -> tuple[Tensor, Tensor]:
+        """The loss of what was drawn, and the flow (B, F, C, X, Y) that it judges.
+
+        A pure function of weights and tensors, which may be recorded; called under autocast.
+        """
+        ...
+
+    def learn(self, batch: Units, v: Tensor) -> None:
+        """Takes notice of the flow that was predicted, without gradient."""
         ...
 
     def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
@@ -97,6 +109,7 @@ class FlowStage:
         refill_every: steps after which the pool takes in new clips, until it has shown ``clips``.
         clips: see there.
         compiled: compile the blocks.
+        recorded: replay passes as CUDA graphs.
         seed: of weights and draws.
     """
 
@@ -117,6 +130,7 @@ class FlowStage:
         refill_every: int = 10,
         clips: int = 20_480,
         compiled: bool = False,
+        recorded: bool = False,
         seed: int = 0,
     ) -> None:
         self.name, self.objective, self.experiment, self.device = (
@@ -136,9 +150,9 @@ class FlowStage:
         self.trainable = Trainable(self.net, lr=lr, ema=0.999, warmup=300, lora=lora)
         self.draws = Draws(device, seed)
         if compiled:
-            # All blocks are one piece of code, so this compiles once.
-            for block in self.net.blocks:
-                block.compile()
+            self.net.compile_parts()
+        self._recorded = recorded
+        self._descent = Recorded(self._gradients, active=recorded)
 
     def begin(self) -> None:
         """Fills the pool."""
@@ -151,10 +165,23 @@ class FlowStage:
         units = self.pool.read(self.batch)
         empty = self.draws.chance(EMPTY_SHARE, len(units["text"]))[:, None, None, None]
         units["text"] = torch.where(empty, self.empty_SE, units["text"])
-        with self._mixed():
-            loss = self.objective.loss(self.net, units, self.draws)
-        norm = self.trainable.update(loss, progress)
+        batch = self.objective.draw(units, self.draws)
+        if self._recorded:
+            loss, v, gradients = self._descent(batch)
+            norm = self.trainable.descend(gradients, progress)
+        else:
+            loss, v = self._passes(batch)
+            norm = self.trainable.update(loss, progress)
+        self.objective.learn(batch, v.detach())
         return {"loss": loss.detach(), "norm": norm}
+
+    def _passes(self, batch: Units) -> tuple[Tensor, Tensor]:
+        with self._mixed():
+            return self.objective.loss(self.net, batch)
+
+    def _gradients(self, batch: Units) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        loss, v = self._passes(batch)
+        return loss.detach(), v.detach(), torch.autograd.grad(loss, self.trainable.parameters)
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
@@ -212,17 +239,26 @@ class Bidirectional:
     def __init__(self, shift: float = 1.0) -> None:
         self.shift = shift
 
-    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
-        """Mean squared error of the flow."""
+    def draw(self, units: Units, draws: Draws) -> Units:
+        """Noise levels and noise."""
         x0 = units["x0"]
         eps, sigma_B = draws.like(x0), shift_sigma(draws.uniform(len(x0)), self.shift)
-        sigma_BF = sigma_B[:, None].expand(-1, x0.shape[1])
+        return {"x0": x0, "eps": eps, "sigma": sigma_B, "text": units["text"]}
+
+    def loss(self, net: ObjectiveNet, batch: Units) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the flow."""
+        x0, eps = batch["x0"], batch["eps"]
+        sigma_BF = batch["sigma"][:, None].expand(-1, x0.shape[1])
         xt = half_traffic(noised(x0, eps, sigma_BF))
-        return flow_loss(net(xt, sigma_BF, net.text_kv(units["text"])).v_BFCXY, x0, eps)
+        v = net(xt, sigma_BF, net.text_kv(batch["text"])).v_BFCXY
+        return flow_loss(v, x0, eps), v
+
+    def learn(self, batch: Units, v: Tensor) -> None:
+        """Nothing: it learns nothing on its way."""
 
     def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
         """The same loss."""
-        return {"flow_loss": self.loss(net, units, draws)}
+        return {"flow_loss": self.loss(net, self.draw(units, draws))[0]}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: it learns nothing on its way."""
@@ -245,14 +281,36 @@ class TeacherForcing:
         self.geometry, self.shift = geometry, shift
         self._masks: dict[int, Mask] = {}
 
-    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
-        """Mean squared error of the flow of the noisy half."""
+    def draw(self, units: Units, draws: Draws) -> Units:
+        """Noise levels, noise, and a context with a little noise of its own."""
         spread = CONTEXT_NOISE * draws.uniform(len(units["x0"]), 1, 1, 1, 1)
-        return self._loss(net, units, draws, spread)
+        return self._drawn(units, draws, spread)
+
+    def loss(self, net: ObjectiveNet, batch: Units) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the flow of the noisy half."""
+        x0, eps, sigma_BF, text = batch["x0"], batch["eps"], batch["sigma"], batch["text"]
+        frames = x0.shape[1]
+        if frames not in self._masks:
+            self._masks[frames] = frame_mask(
+                teacher_forcing(frames, self.geometry.chunk), 2 * frames,
+                self.geometry.tokens_per_frame, device=x0.device,
+            )  # fmt: skip
+        v = net(
+            half_traffic(torch.cat([batch["context"], noised(x0, eps, sigma_BF)], 1)),
+            torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1),
+            net.text_kv(torch.cat([text, text], 1)),
+            positions=torch.arange(frames, device=x0.device).repeat(2),
+            mask=self._masks[frames],
+        ).v_BFCXY[:, frames:]
+        return flow_loss(v, x0, eps), v
+
+    def learn(self, batch: Units, v: Tensor) -> None:
+        """Nothing: it learns nothing on its way."""
 
     def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
         """The loss with a clean context."""
-        return {"flow_loss": self._loss(net, units, draws, units["x0"].new_zeros(()))}
+        batch = self._drawn(units, draws, units["x0"].new_zeros(()))
+        return {"flow_loss": self.loss(net, batch)[0]}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: it learns nothing on its way."""
@@ -261,23 +319,12 @@ class TeacherForcing:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes nothing."""
 
-    def _loss(self, net: ObjectiveNet, units: Units, draws: Draws, spread: Tensor) -> Tensor:
-        x0, text, chunk = units["x0"], units["text"], self.geometry.chunk
-        batch, frames = x0.shape[:2]
-        if frames not in self._masks:
-            self._masks[frames] = frame_mask(
-                teacher_forcing(frames, chunk), 2 * frames, self.geometry.tokens_per_frame,
-                device=x0.device,
-            )  # fmt: skip
+    def _drawn(self, units: Units, draws: Draws, spread: Tensor) -> Units:
+        x0, chunk = units["x0"], self.geometry.chunk
         eps = draws.like(x0)
-        sigma_BG = shift_sigma(draws.uniform(batch, frames // chunk), self.shift)
-        sigma_BF = sigma_BG.repeat_interleave(chunk, 1)
+        sigma_BG = shift_sigma(draws.uniform(len(x0), x0.shape[1] // chunk), self.shift)
         context = x0 + spread * draws.like(x0)
-        v = net(
-            half_traffic(torch.cat([context, noised(x0, eps, sigma_BF)], 1)),
-            torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1),
-            net.text_kv(torch.cat([text, text], 1)),
-            positions=torch.arange(frames, device=x0.device).repeat(2),
-            mask=self._masks[frames],
-        ).v_BFCXY
-        return flow_loss(v[:, frames:], x0, eps)
+        return {
+            "x0": x0, "eps": eps, "sigma": sigma_BG.repeat_interleave(chunk, 1),
+            "context": context, "text": units["text"],
+        }  # fmt: skip

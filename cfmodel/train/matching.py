@@ -21,6 +21,7 @@ from cfmodel.train.draws import Draws
 from cfmodel.train.films import Film, Films
 from cfmodel.train.flow_stages import half_traffic
 from cfmodel.train.losses import dmd_gradient, dmd_loss, flow_loss, guided
+from cfmodel.train.recorded import Recorded
 from cfmodel.train.state import Trainable, write_weights
 from cfmodel.train.teacher import score_flow
 
@@ -100,6 +101,7 @@ class MatchingStage:
         student: weights to begin with.
         teacher: weights of the teacher, and of the critic to begin with.
         compiled: compile the blocks.
+        recorded: replay passes that carry no gradient to the student as CUDA graphs.
         decode: pixels (B, R, 3, Y, X) of latents, for samples.
         seed: of the draws.
         clock: goes around the parts of each step.
@@ -120,6 +122,7 @@ class MatchingStage:
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
         compiled: bool = False,
+        recorded: bool = False,
         decode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         clock: Clock = untimed,
@@ -148,6 +151,9 @@ class MatchingStage:
         if n.half_teacher:
             self.teacher.to(torch.bfloat16)
         self.draws = Draws(device, seed)
+        self._recorded = recorded
+        self._judge = Recorded(self._direction, active=recorded)
+        self._descent = Recorded(self._gradients, active=recorded)
         self._decode, self._seen = decode, torch.zeros(0)
 
     def _net(self, state: Mapping[str, Tensor]) -> VideoTransformer:
@@ -157,8 +163,7 @@ class MatchingStage:
         net.to_empty(device=self.device)
         net.load_state_dict(dict(state))
         if self._compiled:
-            for block in net.blocks:
-                block.compile()
+            net.compile_parts()
         return net
 
     def begin(self) -> None:
@@ -196,16 +201,7 @@ class MatchingStage:
         x0 = film.target
         with torch.no_grad():
             sigma_B, _, xt = self._noised(x0)
-            sigma = per_frame(sigma_B[:, None])
-
-            def clean(net: Any, text: Tensor) -> Tensor:
-                return xt - sigma * score(net, film, xt, sigma_B, text)
-
-            empty = self.empty_SE.expand_as(film.text)
-            with self._mixed(self.device.type == "cuda" or self.numbers.half_teacher):
-                cond, uncond = clean(self.teacher, film.text), clean(self.teacher, empty)
-            real = guided(cond, uncond, self.numbers.guidance)
-            gradient = dmd_gradient(x0, clean(self.critic.module, film.text), real)
+            gradient = self._judge(film._replace(target=x0.detach(), terms=None), xt, sigma_B)
         loss = dmd_loss(x0, gradient)
         if film.terms is not None:
             loss = film.terms(gradient / gradient.numel())
@@ -215,10 +211,35 @@ class MatchingStage:
     def _critic_step(self, film: Film, progress: float) -> dict[str, Tensor]:
         with torch.no_grad():
             sigma_B, eps, xt = self._noised(film.target)
-        v = score(self.critic.module, film, xt, sigma_B, film.text)
-        loss = flow_loss(v, film.target, eps)
-        norm = self.critic.update(loss, progress)
+        if self._recorded:
+            loss, gradients = self._descent(film, xt, sigma_B, eps)
+            norm = self.critic.descend(gradients, progress)
+        else:
+            loss = self._miss(film, xt, sigma_B, eps)
+            norm = self.critic.update(loss, progress)
         return {"loss": loss.detach(), "critic_norm": norm}
+
+    @torch.no_grad()
+    def _direction(self, film: Film, xt: Tensor, sigma_B: Tensor) -> Tensor:
+        """Where the student's latents should not go, by critic and teacher."""
+        sigma = per_frame(sigma_B[:, None])
+
+        def clean(net: Any, text: Tensor) -> Tensor:
+            return xt - sigma * score(net, film, xt, sigma_B, text)
+
+        empty = self.empty_SE.expand_as(film.text)
+        with self._mixed(self.device.type == "cuda" or self.numbers.half_teacher):
+            cond, uncond = clean(self.teacher, film.text), clean(self.teacher, empty)
+        real = guided(cond, uncond, self.numbers.guidance)
+        return dmd_gradient(film.target, clean(self.critic.module, film.text), real)
+
+    def _miss(self, film: Film, xt: Tensor, sigma_B: Tensor, eps: Tensor) -> Tensor:
+        v = score(self.critic.module, film, xt, sigma_B, film.text)
+        return flow_loss(v, film.target, eps)
+
+    def _gradients(self, film: Film, *noisy: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = self._miss(film, *noisy)
+        return loss.detach(), torch.autograd.grad(loss, self.critic.parameters)
 
     def evaluate(self) -> dict[str, float]:
         """What was spent: updates of each network and latents generated."""

@@ -3,6 +3,7 @@
 Dims: B films, F latent frames, C latent channels, X rows and Y columns of a latent.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from cfmodel.config import Experiment
 from cfmodel.flow import FewStep, add_noise, x0_from_v
 from cfmodel.memory.slots import SlotMemory
+from cfmodel.nn.attention import PreparedView
 from cfmodel.nn.transformer import TextKV
-from cfmodel.rollout import commit_chunk, prepare_views
+from cfmodel.rollout import clean_pass, prepare_views, take_in
 from cfmodel.train.draws import Draws
 from cfmodel.train.flow_stages import half_traffic
+from cfmodel.train.recorded import Recorded
 from cfmodel.train.replay import Pass, Replay
 
 
@@ -29,9 +32,23 @@ class Sizes(NamedTuple):
     columns: int
 
 
+class _Passes:
+    """The passes of a student: denoising, and the clean one; recorded if asked for."""
+
+    def __init__(self, net: Any, recorded: bool) -> None:
+        self.net = net
+        self.recorded_flow = Recorded(self.flow, active=recorded)
+        self.recorded_kv = Recorded(functools.partial(clean_pass, net), active=recorded)
+
+    def flow(self, xt: Tensor, sigma_BF: Tensor, text: TextKV, views: list[PreparedView]) -> Tensor:
+        return self.net(xt, sigma_BF, text, context=views).v_BFCXY
+
+
 @dataclass
 class Roller:
     """Rolls a student out, chunk after chunk, over one memory.
+
+    With ``recorded`` passes without gradient are replayed as CUDA graphs.
 
     Gradient flows through the last step of a chunk made with it: earlier steps, the memory and the
     clean commit pass carry none.
@@ -42,6 +59,7 @@ class Roller:
     experiment: Experiment
     batch: int
     draws: Draws
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         size = self.experiment.geometry
@@ -49,6 +67,7 @@ class Roller:
             self.batch, size.chunk, self.experiment.model.latent_channels, *size.latent_size
         )
         self.flow = FewStep.from_config(self.experiment.sample)
+        self._passes: _Passes | None = None
 
     def memory(self) -> SlotMemory:
         """An empty memory of the experiment."""
@@ -82,6 +101,9 @@ class Roller:
             replay: takes down the last step, if that is to be made again with gradient.
         """
         device, xt = self.draws.device, torch.zeros(0)
+        if self._passes is None or self._passes.net is not net:
+            self._passes = _Passes(net, self.recorded)
+        passes = self._passes
         with torch.no_grad():
             views = prepare_views(net, memory, self.sizes.frames)
             if with_grad is not None:
@@ -96,11 +118,12 @@ class Roller:
             mine = with_grad is not None and step == exit_step
             with torch.set_grad_enabled(mine):
                 words = with_grad if mine and with_grad is not None else text
-                v = net(half_traffic(xt), sigma_BF, words, context=views).v_BFCXY
+                run = passes.flow if mine else passes.recorded_flow
+                v = run(half_traffic(xt), sigma_BF, words, views)
                 x0 = x0_from_v(xt, v.float(), sigma)
         if replay is not None:
             replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))
         if commit:
             with torch.no_grad():
-                commit_chunk(net, memory, half_traffic(x0.detach()), text, views)
+                take_in(memory, passes.recorded_kv(half_traffic(x0.detach()), text, views))
         return x0

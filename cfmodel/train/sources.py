@@ -57,7 +57,8 @@ class Resources:
     """What a stage may use.
 
     ``assets`` holds the weights of the stages before it; ``batch`` counts the films or captions of
-    a step over all processes and all of its ``accumulate`` micro-batches. ``films`` are folders of
+    a step over all processes and all of its ``accumulate`` micro-batches. ``recorded`` replays
+    passes as CUDA graphs. ``films`` are folders of
     prepared films, ``prompts`` is a file of texts; without them the tiny world gives both.
     """
 
@@ -66,6 +67,7 @@ class Resources:
     device: torch.device
     workers: int = 0
     compiled: bool = False
+    recorded: bool = False
     batch: int | None = None
     lr: float | None = None
     capacity: int = 8192
@@ -115,6 +117,7 @@ def check(stages: Collection[str], experiment: Experiment, use: Resources, share
     Raises:
         ValueError: a stage takes neither, or what they hold does not fit.
     """
+    _check_recorded(use)
     given: dict[str, Collection[str]] = {}
     if use.films:
         given["--films"] = CLIPS
@@ -136,6 +139,13 @@ def check(stages: Collection[str], experiment: Experiment, use: Resources, share
             _film_source(clips, experiment, use, shared)
     if use.prompts is not None:
         read_prompts(use.prompts, max_bytes=experiment.text.max_bytes)
+
+
+def _check_recorded(use: Resources) -> None:
+    if use.recorded and (use.device.type != "cuda" or world().size > 1 or use.accumulate > 1):
+        raise ValueError(
+            "--cuda-graphs needs one CUDA device, one process and whole batches; leave it out"
+        )
 
 
 def identity(stage: str, experiment: Experiment, use: Resources, shared: Shared) -> dict[str, str]:

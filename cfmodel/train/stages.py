@@ -156,7 +156,8 @@ def _flow(
         name, objective, experiment, use.device, clips, held_out,
         frozen_of(experiment, use, shared).embed([""])[0],
         init=use.weights(numbers.init).tensors if numbers.init else None, lora=numbers.lora,
-        compiled=use.compiled, clips=use.clips * (SHORT_CLIPS if name == "chunk" else 1),
+        compiled=use.compiled, recorded=use.recorded,
+        clips=use.clips * (SHORT_CLIPS if name == "chunk" else 1),
         batch=use.rows(numbers.batch), lr=use.lr or numbers.lr,
     )  # fmt: skip
 
@@ -190,7 +191,8 @@ def _matching(
     *, student: str, teacher: str,
 ) -> Strategy:  # fmt: skip
     numbers, frozen = NUMBERS[experiment.family], frozen_of(experiment, use, shared)
-    roller = Roller(experiment, use.rows(numbers.films), Draws(use.device, 3))
+    rows, draws = use.rows(numbers.films), Draws(use.device, 3)
+    roller = Roller(experiment, rows, draws, recorded=use.recorded)
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     if name == "streaming":
         texts = texts_of(STREAM_LATENTS // 3, experiment, use, shared)
@@ -209,7 +211,7 @@ def _matching(
     return MatchingStage(
         name, experiment, use.device, films, frozen.embed([""])[0], matching,
         student=use.weights(student).tensors, teacher=use.weights(teacher).tensors,
-        compiled=use.compiled, decode=frozen.decode,
+        compiled=use.compiled, recorded=use.recorded, decode=frozen.decode,
     )  # fmt: skip
 
 

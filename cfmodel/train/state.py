@@ -180,6 +180,15 @@ class Trainable:
         if self._pending < self._accumulate:
             return torch.full((), math.nan, device=self.parameters[0].device)
         self._pending = 0
+        return self._descend(progress)
+
+    def descend(self, gradients: Iterable[Tensor], progress: float) -> Tensor:
+        """The same with gradients that are known, in the order of ``parameters``, in one batch."""
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        return self._descend(progress)
+
+    def _descend(self, progress: float) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()

@@ -82,8 +82,8 @@ class ContextTeacher:
         self.clean = ErrorBank(*size, shape, device, host=host)
         self.noise = ErrorBank(*size, shape, device, host=host)
 
-    def loss(self, net: ObjectiveNet, units: Units, draws: Draws) -> Tensor:
-        """Mean squared error of the target's flow; stores some of the errors made."""
+    def draw(self, units: Units, draws: Draws) -> Units:
+        """Noise levels, noise and errors of the past on it, on the target and on the context."""
         x0, context = units["x0"][:, CONTEXT:], units["x0"][:, :CONTEXT]
         sigma_B = shift_sigma(draws.uniform(len(x0)), self.shift)
         eps = draws.like(x0)
@@ -91,17 +91,23 @@ class ContextTeacher:
         sigma = per_frame(sigma_B[:, None])
         noise = eps + on_noise
         xt = (1 - sigma) * (x0 + on_clean) + sigma * noise
-        goal = noise - x0
-        v = score_flow(net, torch.cat([context, xt], 1), sigma_B, units["text"], units["valid"])
-        self._learn(v.detach() - goal, sigma_B)
-        return flow_loss(v, x0, noise)
+        return {
+            "x": torch.cat([context, xt], 1), "sigma": sigma_B, "x0": x0, "noise": noise,
+            "text": units["text"], "valid": units["valid"],
+        }  # fmt: skip
 
-    def _learn(self, miss: Tensor, sigma_B: Tensor) -> None:
+    def loss(self, net: ObjectiveNet, batch: Units) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the target's flow."""
+        v = score_flow(net, batch["x"], batch["sigma"], batch["text"], batch["valid"])
+        return flow_loss(v, batch["x0"], batch["noise"]), v
+
+    def learn(self, batch: Units, v: Tensor) -> None:
+        """Stores some of the errors made."""
         few = slice(0, self.recycling.updates)
-        sigma = per_frame(sigma_B[few, None])
-        zero = torch.zeros_like(miss[few])
-        self.clean.add(clean_error(miss[few], zero, sigma), sigma_B[few])
-        self.noise.add(noise_error(miss[few], zero, sigma), sigma_B[few])
+        v, sigma_B = v[few], batch["sigma"][few]
+        goal, sigma = batch["noise"][few] - batch["x0"][few], per_frame(sigma_B[:, None])
+        self.clean.add(clean_error(v, goal, sigma), sigma_B)
+        self.noise.add(noise_error(v, goal, sigma), sigma_B)
 
     def _errors(
         self, context: Tensor, sigma_B: Tensor, draws: Draws

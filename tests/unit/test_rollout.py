@@ -1,9 +1,8 @@
-import dataclasses
-
 import pytest
 import torch
 
 from cfmodel.flow import FewStep
+from cfmodel.nn.transformer import TextKV
 from cfmodel.presets import presets
 from cfmodel.rollout import HashNoise, rollout
 from tests.helpers.nano import (
@@ -92,9 +91,7 @@ def test_a_batch_of_two_is_two_batches_of_one(decision):
     assert held[0] != held[1]
     for sample, prompt in enumerate("ab"):
         rows = slice(sample, sample + 1)
-        own = dataclasses.replace(
-            text, k=tuple(k[rows] for k in text.k), v=tuple(v[rows] for v in text.v)
-        )
+        own = TextKV(tuple(k[rows] for k in text.k), tuple(v[rows] for v in text.v))
         alone = films(experiment, [prompt], chunks, model=model, text=own)
         torch.testing.assert_close(both[rows], alone, atol=1e-4, rtol=1e-4)
 

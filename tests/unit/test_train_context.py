@@ -327,7 +327,7 @@ def test_teacher_puts_errors_where_and_as_often_as_told():
     rows, columns = NANO.geometry.latent_size
     bump = torch.full((1, TARGET, MODEL.latent_channels, rows, columns), 100.0)
     teacher.clean.add(bump, torch.tensor([0.5]))
-    teacher.loss(spy, units, Draws(CPU, 0))
+    teacher.loss(spy, teacher.draw(units, Draws(CPU, 0)))
     context = spy.x[:, :CONTEXT] - units["x0"][:, :CONTEXT]
     assert (context[:, : SINK + SLOW] == 0).all()
     torch.testing.assert_close(
@@ -337,7 +337,7 @@ def test_teacher_puts_errors_where_and_as_often_as_told():
 
     spared = ContextTeacher(NANO, CPU, dataclasses.replace(recycling, clean=0.5))
     spared.clean.add(bump, torch.tensor([0.5]))
-    spared.loss(spy, units, Draws(CPU, 0))
+    spared.loss(spy, spared.draw(units, Draws(CPU, 0)))
     hit = (spy.x[:, CONTEXT - LOCAL : CONTEXT] - units["x0"][:, CONTEXT - LOCAL : CONTEXT]).abs()
     assert 0.3 < (hit.amax((1, 2, 3, 4)) > 1).float().mean() < 0.7
 
@@ -346,16 +346,18 @@ def test_teacher_aims_at_the_uncorrupted_target():
     # With zero flow and errors on the target, the loss is that of the clean goal.
     recycling = Recycling(bins=1, entries=1, local=0.0, target=1.0, noise=0.0, clean=0.0, updates=0)
     teacher, units = ContextTeacher(NANO, CPU, recycling), _units(8)
-    before = teacher.loss(_Spy(), units, Draws(CPU, 0))
+    before, _ = teacher.loss(_Spy(), teacher.draw(units, Draws(CPU, 0)))
     rows, columns = NANO.geometry.latent_size
     shape = (1, TARGET, MODEL.latent_channels, rows, columns)
     teacher.clean.add(torch.full(shape, 50.0), torch.tensor([0.5]))
-    torch.testing.assert_close(teacher.loss(_Spy(), units, Draws(CPU, 0)), before)
+    after, _ = teacher.loss(_Spy(), teacher.draw(units, Draws(CPU, 0)))
+    torch.testing.assert_close(after, before)
 
 
 def test_teacher_stores_its_errors():
     teacher = ContextTeacher(NANO, CPU, Recycling(bins=2, entries=8, updates=3))
-    teacher.loss(nano_model(), _units(4), Draws(CPU, 0))
+    batch = teacher.draw(_units(4), Draws(CPU, 0))
+    teacher.learn(batch, teacher.loss(nano_model(), batch)[1].detach())
     assert teacher.clean.counts.sum() == teacher.noise.counts.sum() == 3
 
 
