@@ -25,7 +25,8 @@ def test_arguments_are_put_together_as_they_were_taken_apart():
     (again, named) = taken.together()
     assert again[0].mask.dense is views[0].mask.dense
     assert again[1].query_table.cos is views[0].query_table.cos
-    assert named["x"] is views[0].k_BKHD and named["none"] is None
+    assert named["x"] is views[0].k_BKHD
+    assert named["none"] is None
     # A tensor that comes five times is held once.
     assert len(taken.tensors) == 7
 
