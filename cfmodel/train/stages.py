@@ -81,12 +81,12 @@ class Numbers:
     contextual: Rollout
 
 
-_SMALL = Matching(guidance=2.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
+_SMALL = Matching(guidance=1.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
 _SMALL_NUMBERS = Numbers(
     chunk=Flow(batch=384, lr=2e-3, shift=1.5),
-    base=Flow(batch=96, lr=5e-4, shift=2.0, init="chunk"),
+    base=Flow(batch=96, lr=1e-3, shift=2.0, init="chunk"),
     causal=Flow(batch=64, lr=5e-4, shift=1.5, init="chunk"),
-    teacher=Flow(batch=96, lr=5e-4, shift=2.0, init="base"),
+    teacher=Flow(batch=96, lr=1e-3, shift=2.0, init="base"),
     recycling=Recycling(bins=20, entries=64),
     films=192,
     dmd=_SMALL,
