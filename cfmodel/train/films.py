@@ -73,6 +73,8 @@ class Rollout:
         first_clean: see there.
         context: what the teacher sees before the target.
         returning: share of films in whose target something comes back.
+        midway: share of films whose texts begin anywhere in their script instead of at its
+            beginning, where cameras mostly hold still; as the clips of ``base`` do.
         replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
             two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
@@ -86,6 +88,7 @@ class Rollout:
     first_clean: bool = False
     context: Context = "none"
     returning: float = 0.0
+    midway: float = 0.0
     replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
@@ -154,7 +157,9 @@ class FreshFilms:
         chunks = plan.length(progress, u) // 3
         steps = len(roller.flow.sigmas)
         exit_step = int(torch.randint(steps, (), generator=self.choice))
-        text = self.texts.draw(roller.batch, chunks, self.choice, returning=plan.returning)
+        text = self.texts.draw(
+            roller.batch, chunks, self.choice, returning=plan.returning, midway=plan.midway
+        )
         with torch.no_grad():
             words = net.text_kv(text)
         first_free, window = chunks - plan.free // 3, chunks - TARGET // 3

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cfmodel.config import Experiment, Family
 from cfmodel.train.codec import CodecStage
+from cfmodel.train.data import SCRIPT_CHUNKS
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
 from cfmodel.train.films import FreshFilms, Rollout, StreamingFilms
@@ -91,7 +92,7 @@ _SMALL_NUMBERS = Numbers(
     films=192,
     dmd=_SMALL,
     cdmd=_SMALL,
-    local=Rollout(),
+    local=Rollout(midway=0.7),
     contextual=Rollout(shortest=84, longest=105, free=18, first_clean=True,
                        context="memory", returning=0.5),
 )  # fmt: skip
@@ -204,7 +205,8 @@ def _matching(
         plan = numbers.local
         if name == "cdmd":
             plan = replace(numbers.contextual, context=experiment.train.context)
-        texts = texts_of(plan.longest // 3, experiment, use, shared)
+        length = SCRIPT_CHUNKS if plan.midway else plan.longest // 3
+        texts = texts_of(length, experiment, use, shared)
         films = FreshFilms(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)

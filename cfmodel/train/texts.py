@@ -32,9 +32,15 @@ class Texts:
         return self._index.shape[1]
 
     def draw(
-        self, count: int, chunks: int, random: torch.Generator, *, returning: float = 0.0
+        self,
+        count: int,
+        chunks: int,
+        random: torch.Generator,
+        *,
+        returning: float = 0.0,
+        midway: float = 0.0,
     ) -> Tensor:
-        """Texts (count, chunks, S, E) of random films, from their beginning.
+        """Texts (count, chunks, S, E) of random films, from their beginning or on the way.
 
         Several processes draw for all films alike, and each gets its own.
 
@@ -44,6 +50,7 @@ class Texts:
             random: CPU generator.
             returning: share of films in whose last 7 chunks something comes back, as far as there
                 are such films.
+            midway: share of the other films whose texts begin anywhere in their script.
         """
         count *= self._world.size
         pick = torch.randint(len(self._index), (count,), generator=random)
@@ -51,5 +58,12 @@ class Texts:
         wanted = round(returning * count)
         if wanted and len(last):
             pick[:wanted] = last[torch.randint(len(last), (wanted,), generator=random)]
-        index = self._index[self._world.mine(pick).to(self._device), :chunks]
-        return self._table[index].float()
+        start = torch.zeros_like(pick)
+        if midway:
+            spread = torch.randint(self.chunks - chunks + 1, (count,), generator=random)
+            start = torch.where(torch.rand(count, generator=random) < midway, spread, start)
+            start[:wanted] = 0  # what returns is marked for films from their beginning
+        rows = self._world.mine(pick).to(self._device)[:, None]
+        columns = self._world.mine(start).to(self._device)[:, None]
+        columns = columns + torch.arange(chunks, device=self._device)
+        return self._table[self._index[rows, columns]].float()

@@ -13,11 +13,13 @@ from torch import Tensor
 from cfmodel.config import MemoryConfig
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.presets import ours
-from cfmodel.tinyworld.scene import chunk_start, sample_scene
+from cfmodel.tinyworld.caption import parse
+from cfmodel.tinyworld.scene import EVENTS, chunk_start, sample_scene
 from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import (
     CONTEXT,
     LOCAL,
+    SCRIPT_CHUNKS,
     SINK,
     SLOW,
     TARGET,
@@ -389,6 +391,33 @@ def test_texts_prefer_films_with_a_return():
     wanted = texts.draw(1, 12, torch.Generator().manual_seed(1), returning=1.0)
     again = texts.draw(4, 12, random, returning=1.0)
     assert all(torch.equal(row, wanted[0]) for row in again)
+
+
+def test_texts_midway_are_stretches_of_one_script():
+    script = torch.arange(2 * 12).view(2, 12)  # each chunk of each film has a text of its own
+    table = torch.arange(24.0)[:, None, None]
+    texts = Texts(table, script, torch.zeros(2, 12, dtype=torch.bool), CPU)
+    drawn = texts.draw(400, 5, torch.Generator().manual_seed(0), midway=0.5)[..., 0, 0]
+    assert (drawn.diff(dim=1) == 1).all()
+    starts = drawn[:, 0] % 12
+    assert set(starts.tolist()) == set(range(8))
+    # Half of them, and one in 8 of the others by chance, begin where the film does.
+    assert 0.46 < float((starts == 0).float().mean()) < 0.66
+    assert (texts.draw(50, 5, torch.Generator().manual_seed(0))[:, 0, 0, 0] % 12 == 0).all()
+
+
+def test_stage_1_is_told_of_every_event():
+    """The first chunks of a script hold still: a student shown only these never learns the rest."""
+    rows = scripts(SCRIPT_CHUNKS)(list(range(40))).texts
+    kinds = [[parse(text).event for text in row] for row in rows]
+    index = torch.tensor([[EVENTS.index(kind) for kind in row if kind] for row in kinds])
+    table = torch.arange(float(len(EVENTS)))[:, None, None]
+    texts = Texts(table, index, torch.zeros_like(index, dtype=torch.bool), CPU)
+    plan = NUMBERS["tiny"].local
+    drawn = texts.draw(400, 7, torch.Generator().manual_seed(0), midway=plan.midway).flatten()
+    share = torch.bincount(drawn.long(), minlength=len(EVENTS)) / len(drawn)
+    assert share.min() > 0.01
+    assert share[EVENTS.index("away")] > 0.1
 
 
 def test_padded_memory_is_the_same_film():
