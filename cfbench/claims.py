@@ -5,8 +5,8 @@ the main subject in view and the reader sees at least 60 % of it.
 """
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,12 @@ from cfbench.tables import OURS, differences
 ATTRIBUTES = ("attr_shape", "attr_color", "attr_ground", "attr_sky")
 TRUTH = "rendered-truth"
 FIRST, LAST = 0, -1
+RATIOS: tuple[tuple[str, str, Callable[[Sequence[float]], Any], str], ...] = (
+    ("tiny_ours_flow_ratio", "flow_median", np.median, "0.75 to 1.25"),
+    ("tiny_ours_latent_std_ratio", "latent_std", np.mean, "0.9 to 1.1"),
+    ("tiny_ours_sharpness_ratio", "sharpness", np.mean, ">= 0.85"),
+)
+"""Figure, dimension, middle over films and target of what is told as a ratio to rendered films."""
 
 
 class Claim(NamedTuple):
@@ -81,10 +87,11 @@ def claims(frame: Frame, normaliser: Normaliser) -> list[Claim]:
         _claim("tiny_ours_attributes_first5s", first, "share", ">= 0.95"),
         _claim("tiny_ours_attributes_last5s", last, "share", ">= 0.88"),
     ]
-    flow = against_truth(ours, truth, "flow_median") if truth.runs else []
-    if flow:
-        ratio = float(np.median([a for _, a, _ in flow]) / np.median([b for *_, b in flow]))
-        found.append(Claim("tiny_ours_flow_ratio", ratio, None, None, "ratio", "0.75 to 1.25"))
+    for name, dimension, middle, target in RATIOS:
+        pairs = against_truth(ours, truth, dimension) if truth.runs else []
+        if pairs:
+            ratio = float(middle([a for _, a, _ in pairs]) / middle([b for *_, b in pairs]))
+            found.append(Claim(name, ratio, None, None, "ratio", target))
     visible = against_truth(ours, truth, "visible_share") if truth.runs else []
     if visible:
         gap = mean_interval(np.array([a - b for _, a, b in visible]), [p for p, *_ in visible])

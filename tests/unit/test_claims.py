@@ -19,6 +19,8 @@ def _frame(systems=("ours", "rendered-truth", "no-slow", "uniform-1"), last=(0.9
             )
             scores.append(score(film, name, 0.9, windows=windows))
         scores.append(score(film, "flow_median", 2.0 if truth else 1.5))
+        scores.append(score(film, "sharpness", 4.0 if truth else 3.0))
+        scores.append(score(film, "latent_std", 1.0 if truth else 1.05))
         scores.append(score(film, "visible_share", 0.9 if truth else 0.85))
     return build_frame(runs, scores, "tiny")
 
@@ -33,6 +35,8 @@ def test_claims_of_a_store():
     found = {claim.name: claim for claim in claims(_frame(), unit_normaliser())}
     assert found["tiny_attributes_first5s"].value == pytest.approx(0.6)
     assert found["tiny_ours_flow_ratio"].value == pytest.approx(0.75)
+    assert found["tiny_ours_sharpness_ratio"].value == pytest.approx(0.75)
+    assert found["tiny_ours_latent_std_ratio"].value == pytest.approx(1.05)
     assert found["tiny_ours_visible_gap"].value == pytest.approx(-0.05)
     assert found["tiny_diff_total_no_slow"].value == pytest.approx(0.2, abs=1e-6)
     assert found["tiny_diff_total_no_slow"].low is not None

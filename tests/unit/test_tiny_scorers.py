@@ -22,15 +22,18 @@ from cfbench.scorers.tiny.nets import (
     text_bytes,
 )
 from cfbench.scorers.tiny.read import decode, pixels, targets
-from cfbench.scorers.tiny.weights import ASSETS, assemble, fused, load
+from cfbench.scorers.tiny.weights import ASSETS, assemble, fused, load, measuring_codec
 from cfbench.types import Prompt, Segment
 from cfbench.video import Clip, held
+from cfmodel.io.codec import random_codec
+from cfmodel.presets import ours
 from cfmodel.tinyworld.film import film, scene_prompt, truth
 from cfmodel.tinyworld.render import render
 from cfmodel.tinyworld.scene import COLORS, SHAPES, sample_scene
 from cfmodel.tinyworld.tracks import play
 
 FPS = 16
+CODEC = random_codec(ours("tiny").codec, device="cpu", dtype=torch.float32)
 
 
 def prompt_of(seed: int, stratum: str = "short", chunks: int = 8) -> Prompt:
@@ -99,6 +102,22 @@ def test_noise_is_neither_clear_nor_contrast():
     assert formulas.aesthetic(noise, box, np.array([True]))[0] < 0.05
 
 
+def test_latents_of_pieces_and_edges():
+    codec = measuring_codec()
+    frames = torch.cat(list(film(sample_scene(4), 80))).numpy()
+    plain = watch.latent_std(frames, FPS, codec)
+    assert len(plain) == 1  # a second piece would end after 81 frames
+    assert len(watch.latent_std(frames[:16], FPS, codec)) == 0
+    grey = np.repeat(frames.mean((1, 2, 3), keepdims=True), 3, 3).astype(np.uint8)
+    flat = watch.latent_std(np.broadcast_to(grey, frames.shape).copy(), FPS, codec)
+    loud = (128 + 3.0 * (frames - 128.0)).clip(0, 255).astype(np.uint8)
+    assert flat[0] < 0.8 * plain[0] < 0.9 * watch.latent_std(loud, FPS, codec)[0]
+    # The piece's first latent holds a single frame and does not count.
+    other = frames.copy()
+    other[0] = 0
+    assert watch.latent_std(other, FPS, codec)[0] == pytest.approx(plain[0], rel=0.2)
+
+
 def test_windows_leave_out_what_does_not_apply():
     values = np.array([1.0, 0.0, np.nan, np.nan, 1.0])
     rows = formulas.windows(values, np.arange(5.0), step_s=1.0, end_s=5.0)
@@ -107,7 +126,7 @@ def test_windows_leave_out_what_does_not_apply():
 
 def scores_of(nets, frames, text: str):
     prompt = Prompt(id="p", segments=(Segment(text=text, seconds=60),))
-    found = TinySuite(nets).score(held(frames, FPS), prompt)
+    found = TinySuite(nets, CODEC).score(held(frames, FPS), prompt)
     return {score.dimension: score for score in found}
 
 
@@ -119,8 +138,10 @@ def test_scores_do_not_depend_on_blocks_or_on_who_scores_beside(nets):
         clips.append(held(frames, FPS))
         parts = np.split(frames, [3, 15])
         streamed = dataclasses.replace(clips[-1], blocks=lambda parts=parts: iter(parts))
-        assert TinySuite(nets).score(streamed, prompt) == TinySuite(nets).score(clips[-1], prompt)
-    suite, alone = TinySuite(nets), TinySuite(nets)
+        assert TinySuite(nets, CODEC).score(streamed, prompt) == TinySuite(nets, CODEC).score(
+            clips[-1], prompt
+        )
+    suite, alone = TinySuite(nets, CODEC), TinySuite(nets, CODEC)
     work = list(zip(clips, prompts_of, strict=True)) * 2
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda pair: suite.score(*pair), work))
@@ -325,7 +346,7 @@ def test_the_second_subjects_side_is_not_a_pans_direction():
 def case_of(nets, marks, text: str, frames: int = 33):
     """A film whose every frame reads as given, against one caption."""
     grey = np.full((frames, HEIGHT, WIDTH, 3), 128, np.uint8)
-    seen = watch.watch(grey, frames // FPS * FPS, FPS, nets)
+    seen = watch.watch(grey, frames // FPS * FPS, FPS, nets, CODEC)
     one = decode(output_of(marks))
     seen.readings = one[torch.zeros(len(seen.sampled), dtype=torch.long)]
     prompt = Prompt(id="p", segments=(Segment(text=text, seconds=60),))
@@ -419,11 +440,11 @@ def test_destroyed_films_keep_their_length():
 
 
 def test_the_normaliser_names_what_it_was_fitted_with(nets):
-    suite = TinySuite(nets)
+    suite = TinySuite(nets, CODEC)
     ranges = norm.fit(dict.fromkeys(norm.DIMENSIONS, 0.1), dict.fromkeys(norm.DIMENSIONS, 0.9))
     tree = json.loads(norm.document(ranges, suite, [prompt_of(1)]))
     assert tree["networks"] == nets.hashes
-    assert set(tree["dimensions"].values()) == {suite.version}
+    assert set(tree["dimensions"].values()) == {spec.version for spec in suite.dimensions}
     assert tree["clamp"] is True
 
 

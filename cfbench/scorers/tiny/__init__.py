@@ -15,6 +15,7 @@ def load_suite(device: str) -> "TinySuite":
     import torch
 
     from cfbench.scorers.tiny.dims import TinySuite
-    from cfbench.scorers.tiny.weights import load
+    from cfbench.scorers.tiny.weights import load, measuring_codec
 
-    return TinySuite(load(device=torch.device(device)))
+    where = torch.device(device)
+    return TinySuite(load(device=where), measuring_codec(where))

@@ -17,11 +17,19 @@ from cfbench.scorers.tiny import formulas, semantic
 from cfbench.scorers.tiny.expect import Expectation, expect
 from cfbench.scorers.tiny.formulas import Flags, Floats
 from cfbench.scorers.tiny.semantic import Case, Verdict
-from cfbench.scorers.tiny.watch import PAIRS_PER_S, SAMPLES_PER_S, Film, watch, whole
+from cfbench.scorers.tiny.watch import (
+    PAIRS_PER_S,
+    PIECE_EVERY_S,
+    SAMPLES_PER_S,
+    Film,
+    watch,
+    whole,
+)
 from cfbench.scorers.tiny.weights import Networks
 from cfbench.types import DimensionSpec, Prompt, Score, WindowScore
 from cfbench.video import Clip
 from cfmodel.config import digest
+from cfmodel.io.codec import Codec
 
 RULES_VERSION = "3"
 TIMES_S: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)
@@ -53,11 +61,14 @@ SOURCES: Mapping[str, str] = {
     "clip_t": "cosine to the segment's caption",
     "visible_share": "share of the tallest subject in view, where one is due",
     "flow_median": "median flow in pixels between frames 1/8 s apart",
+    "sharpness": "mean step of luma between neighbouring pixels",
+    "latent_std": "spread of the codec's normalised latents, in pieces of 17 frames",
 }
+OF_CODEC = ("latent_std",)
 
 
-def specs(version: str) -> tuple[DimensionSpec, ...]:
-    """All dimensions; ``version`` names rules and networks."""
+def specs(version: str, codec_version: str) -> tuple[DimensionSpec, ...]:
+    """All dimensions; versions name rules and networks, and rules and codec."""
     rows: list[DimensionSpec] = []
     for name, source in SOURCES.items():
         group: Literal["quality", "semantic", "extra"] = (
@@ -68,7 +79,7 @@ def specs(version: str) -> tuple[DimensionSpec, ...]:
                 name=name,
                 group=group,
                 weight={**QUALITY, **SEMANTIC}.get(name, 0.0),
-                version=version,
+                version=codec_version if name in OF_CODEC else version,
                 tier="tiny",
                 higher_is_better=True,
                 source=source,
@@ -79,9 +90,13 @@ def specs(version: str) -> tuple[DimensionSpec, ...]:
 
 @dataclass
 class TinySuite:
-    """Scores films of the tiny world with networks that were trained on its truth."""
+    """Scores films of the tiny world with networks that were trained on its truth.
+
+    ``codec`` is what the latents' spread is measured with, the same for all systems.
+    """
 
     nets: Networks
+    codec: Codec
     _asked: tuple[tuple[str, int, int], Expectation] | None = field(default=None, repr=False)
 
     @property
@@ -92,7 +107,7 @@ class TinySuite:
     @property
     def dimensions(self) -> tuple[DimensionSpec, ...]:
         """What the suite measures."""
-        return specs(self.version)
+        return specs(self.version, f"{RULES_VERSION}.{self.codec.spec.sha256[:6]}")
 
     def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
         """One score a dimension.
@@ -101,7 +116,7 @@ class TinySuite:
             DecodeError: the film cannot be decoded.
             ValueError: the prompt's scene is of another version of the world.
         """
-        film = watch(whole(clip), clip.scored, clip.fps, self.nets)
+        film = watch(whole(clip), clip.scored, clip.fps, self.nets, self.codec)
         case = semantic.case(film, self._expect(prompt, film), self.nets)
         verdicts = {**quality(case), **semantics(case), **extras(case)}
         return [
@@ -223,6 +238,8 @@ def extras(c: Case) -> dict[str, Verdict]:
             values=np.where(due, share, np.nan), reason="does not apply: no subject is due"
         ),
         "flow_median": _line(film.median_flow, film, PAIRS_PER_S),
+        "sharpness": Verdict(values=film.edges),
+        "latent_std": _line(film.latent_std, film, 1 / PIECE_EVERY_S),
     }
 
 

@@ -98,6 +98,18 @@ def clarity(luma_RYX: Floats) -> Floats:
     return ((1 - ratio - NOISE_CLARITY) / (GOOD_CLARITY - NOISE_CLARITY)).clip(0, 1)
 
 
+def edges(luma_RYX: Floats) -> Floats:
+    """Mean step of luma between neighbouring pixels, in levels of 255.
+
+    Example:
+        >>> edges(np.array([[[0.0, 1.0], [0.0, 1.0]]]))
+        array([127.5])
+    """
+    along_y = np.abs(np.diff(luma_RYX, axis=1)).mean((1, 2))
+    along_x = np.abs(np.diff(luma_RYX, axis=2)).mean((1, 2))
+    return 255 * (along_y + along_x) / 2
+
+
 def aesthetic(luma_RYX: Floats, box_R4: Floats, found: Flags) -> Floats:
     """Clarity, contrast and framing of frames, in [0, 1]; a rule, no learnt taste.
 

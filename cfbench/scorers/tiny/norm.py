@@ -165,7 +165,7 @@ def main(
     from cfbench.scorers.tiny.train import load_codec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    suite = TinySuite(weights.load(nets, device))
+    suite = TinySuite(weights.load(nets, device), weights.measuring_codec(device))
     chosen = select(load(prompts), limit)
     coder = None if codec is None else load_codec(codec, torch.device("cpu"))
     length = chunk_start(chunks - 1) + CHUNK_FRAMES

@@ -17,9 +17,11 @@ from cfbench.scorers.tiny.formulas import Floats
 from cfbench.scorers.tiny.nets import HEIGHT, WIDTH
 from cfbench.scorers.tiny.read import Readings, decode, join, pixels
 from cfbench.scorers.tiny.weights import Networks
+from cfmodel.io.codec import Codec
 
 SAMPLES_PER_S = 2
 PAIRS_PER_S = 8
+PIECE_FRAMES, PIECE_EVERY_S = 17, 4
 BLOCK = 32
 
 Frames = NDArray[np.uint8]
@@ -32,7 +34,8 @@ class Film:
 
     ``sampled`` (S,) are the indices of the frames that were read, past ``frames`` too; ``flicker``
     has one value a pair of neighbours; ``smoothness``, ``strong`` and ``median_flow`` (P,) one for
-    each odd frame between two even ones.
+    each odd frame between two even ones; ``edges`` (S,) one a sampled frame; ``latent_std`` one a
+    piece, every ``PIECE_EVERY_S`` seconds.
     """
 
     pixels: Frames
@@ -45,6 +48,8 @@ class Film:
     images: Floats
     imaging: Floats
     aesthetic: Floats
+    edges: Floats
+    latent_std: Floats
     flicker: Floats
     smoothness: Floats
     strong: Floats
@@ -83,7 +88,7 @@ def _sized(block: Frames) -> Frames:
 
 
 @torch.inference_mode()
-def watch(frames: Frames, limit: int, fps: int, nets: Networks) -> Film:
+def watch(frames: Frames, limit: int, fps: int, nets: Networks, codec: Codec) -> Film:
     """Everything that is measured of a film's frames (R, 80, 128, 3)."""
     device = next(nets.reader.parameters()).device
     sampled = np.arange(0, len(frames), max(1, fps // SAMPLES_PER_S))
@@ -117,11 +122,27 @@ def watch(frames: Frames, limit: int, fps: int, nets: Networks) -> Film:
             seen.box[:, 0].cpu().numpy().astype(np.float64),
             seen.score[:, 0].cpu().numpy() > 0,
         ),
+        edges=formulas.edges(luma),
+        latent_std=latent_std(frames[:limit], fps, codec),
         flicker=formulas.flicker(frames[:limit]),
         smoothness=smoothness,
         strong=strong,
         median_flow=median,
     )
+
+
+def latent_std(frames: Frames, fps: int, codec: Codec) -> Floats:
+    """Spread of the normalised latents of short pieces of a film, one every ``PIECE_EVERY_S``.
+
+    A piece's first latent holds one frame where the others hold four, and does not count. Rendered
+    films have about 1, whatever they show; a film that drifts leaves it, up or down.
+    """
+    starts = np.arange(0, len(frames) - PIECE_FRAMES + 1, PIECE_EVERY_S * fps)
+    if not len(starts):
+        return np.zeros(0)
+    pieces = frames[starts[:, None] + np.arange(PIECE_FRAMES)]
+    latents_BFCXY = codec.encode(torch.from_numpy(pieces))[:, 1:]
+    return latents_BFCXY.flatten(1).std(1).cpu().numpy().astype(np.float64)
 
 
 def _array(parts: list[Tensor]) -> Floats:

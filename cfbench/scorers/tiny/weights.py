@@ -13,6 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cfbench.errors import CfError
 from cfbench.scorers.tiny.nets import NETS, Dual, Features, Imaging, Motion, Reader
+from cfmodel.io.codec import Codec, tae_codec
+from cfmodel.io.weights import bundled
+from cfmodel.presets import ours
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 
@@ -50,6 +53,17 @@ def load(folder: Path = ASSETS, device: torch.device | None = None) -> Networks:
         nets[name] = load_net(name, path).to(device or torch.device("cpu"))
         hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return assemble(nets, hashes)
+
+
+def measuring_codec(device: torch.device | None = None) -> Codec:
+    """The bundled codec of the tiny world, float32 on every device.
+
+    Raises:
+        ValueError: its weights are missing or damaged.
+    """
+    return tae_codec(
+        ours("tiny").codec, bundled("tiny/codec"), device=device or "cpu", dtype=torch.float32
+    )
 
 
 def assemble(nets: dict[str, nn.Module], hashes: dict[str, str]) -> Networks:
