@@ -29,6 +29,13 @@ PresetName = Annotated[str, typer.Option("--preset", help="family, family/row or
 Overrides = Annotated[
     list[str], typer.Option("--set", help="change a field, as in memory.tau=0.9; repeatable")
 ]
+WeightsSource = Annotated[
+    str | None,
+    typer.Option("--weights", help="student: file, folder or hub id; .pt#ENTRY; docs/weights.md"),
+]
+Base = Annotated[
+    str | None, typer.Option(help="Wan's VAE and UMT5: folder or hub id; default: as published")
+]
 Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 
 
@@ -47,6 +54,8 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="film to write; with --prompts the folder of films")
     ] = Path("film.mp4"),
+    weights: WeightsSource = None,
+    base: Base = None,
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
@@ -57,6 +66,8 @@ def sample(
     from cfmodel import sample as samples
 
     experiment = presets.preset(preset, tuple(overrides))
+    if weights is not None:
+        experiment = presets.override(experiment, (f"weights={weights}",))
     experiment.geometry.chunks_for(seconds)
     if (prompt is None) == (prompts is None):
         raise ValueError("give --prompt TEXT, or --prompts FILE")
@@ -76,6 +87,7 @@ def sample(
         device=None if device == "auto" else device,
         attention=cast(Any, attention),
         after=after,
+        base=base,
     )
     said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
     _say(result if as_json else said)
@@ -326,6 +338,57 @@ def measure(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="file, folder or hub id; .pt#ENTRY")],
+    out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    to: Annotated[str, typer.Option(help="cfmodel, wan or diffusers")] = "cfmodel",
+    preset: PresetName = "wan-1.3b",
+    lora: Annotated[str | None, typer.Option(help="adaptation to merge, a source too")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="its alpha; the rank if it is not given")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="keep, float32, bfloat16 or float16")] = "keep",
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    as_json: Json = False,
+) -> None:
+    """Rewrite a transformer's weights in another layout; see docs/weights.md."""
+    from cfmodel import presets
+    from cfmodel.io import convert as converters
+
+    experiment = presets.preset(preset, tuple(overrides))
+    _one_of("--to", to, converters.LAYOUTS)
+    _one_of("--dtype", dtype, tuple(converters.DTYPES))
+    found = converters.load_student(source, experiment, lora=lora, alpha=lora_alpha)
+    sha256 = converters.write(found, out, cast(Any, to), experiment, dtype=cast(Any, dtype))
+    result = {
+        "out": str(out), "sha256": sha256, "layout": to, "tensors": len(found.tensors),
+        "source": found.note, "source_sha256": found.sha256,
+    }  # fmt: skip
+    _say(result if as_json else [f"{out}: {len(found.tensors)} tensors, sha256 {sha256}"])
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="file, folder or hub id; .pt#ENTRY")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    licence: Annotated[str, typer.Option(help="of the weights, as the card names it")],
+    preset: PresetName = "wan-1.3b",
+    dtype: Annotated[str, typer.Option(help="keep, float32, bfloat16 or float16")] = "keep",
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    as_json: Json = False,
+) -> None:
+    """Write a folder to share: weights for cfmodel and diffusers, and a model card."""
+    from cfmodel import presets
+    from cfmodel.io import convert as converters
+
+    experiment = presets.preset(preset, tuple(overrides))
+    _one_of("--dtype", dtype, tuple(converters.DTYPES))
+    found = converters.load_student(source, experiment)
+    files = converters.export(found, out, experiment, licence=licence, dtype=cast(Any, dtype))
+    _say(files if as_json else [f"{out / name}: {sha256}" for name, sha256 in files.items()])
+
+
+@app.command()
 def prepare(
     source: Annotated[
         Path, typer.Argument(help="folder of films, each with a .txt beside it; or .csv or .jsonl")
@@ -347,6 +410,7 @@ def prepare(
     codec: Annotated[
         Path | None, typer.Option(help="weights of the codec; default: the bundled ones")
     ] = None,
+    base: Base = None,
     part: Annotated[str, typer.Option(help="2/8 takes every eighth film from the second")] = "1/1",
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
@@ -368,8 +432,8 @@ def prepare(
     )
     films = list_films(source, root=root, file_key=file_key, caption_key=caption_key)
     where = pipeline.choose_device(None if device == "auto" else device)
-    coder = pipeline.load_codec(experiment, device=where, file=codec)
-    text = pipeline.load_text(experiment, device=where) if embed else None
+    coder = pipeline.load_codec(experiment, device=where, file=codec, base=base)
+    text = pipeline.load_text(experiment, device=where, base=base) if embed else None
     run = prepares.survey if dry_run else prepares.prepare
     try:
         result = run(films, out, experiment=experiment, cut=cut, codec=coder, text=text)
@@ -410,6 +474,11 @@ def _fail(message: str, error: BaseException, *, code: int = USAGE) -> NoReturn:
     line = " ".join(message.split())
     sys.stderr.write(f"cfmodel: {line}\n")
     raise SystemExit(code) from error
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} {value!r}: expected one of {', '.join(known)}")
 
 
 def _say(result: Any) -> None:

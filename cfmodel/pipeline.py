@@ -14,13 +14,16 @@ from torch import Tensor
 
 from cfmodel.config import Attention, Experiment, Geometry
 from cfmodel.flow import FewStep
+from cfmodel.io.checkpoints import student
 from cfmodel.io.codec import Codec, random_codec, tae_codec
 from cfmodel.io.text import BytePooler, BytesText, TextEncoder
-from cfmodel.io.weights import bundled, load_into, load_weights, randomize, resolve
+from cfmodel.io.wan_parts import BASE, umt5, wan_vae
+from cfmodel.io.weights import bundled, is_known, load_into, load_weights, randomize, resolve
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
 from cfmodel.nn.transformer import TextKV, VideoTransformer
+from cfmodel.presets import WAN_STUDENT
 from cfmodel.rollout import HashNoise, rollout
 
 logger = logging.getLogger(__name__)
@@ -252,15 +255,18 @@ def load(
     dtype: torch.dtype | None = None,
     attention: Attention = "auto",
     threads: int | None = None,
+    base: str | None = None,
 ) -> Pipeline:
     """An experiment's networks with their weights, ready to make films.
 
     Args:
-        experiment: a preset, or a variation of one.
+        experiment: a preset, or a variation of one; its ``weights`` are an id of bundled ones or a
+            source (see ``cfmodel.io.checkpoints``).
         device: as torch names it; None is CUDA when there is one.
         dtype: of the student; None is bfloat16 on CUDA, else float32.
         attention: backend; ``auto`` is decided here and can be read from the result.
         threads: torch's CPU threads, for the whole process; None leaves them.
+        base: source of Wan's VAE and UMT5; None is the published one. Other families bring theirs.
 
     Raises:
         ValueError: weights that are not trained yet, missing or damaged; a device or backend that
@@ -277,14 +283,10 @@ def load(
     backend, attend = choose_attention(attention, where)
     if threads is not None:
         torch.set_num_threads(threads)
-    student = resolve(experiment.weights, experiment.family)
     model = VideoTransformer(experiment.model, experiment.geometry, attend)
-    if student is None:
-        student_sha256 = randomize(model, "student")
-    else:
-        load_into(model, student.tensors, str(student.path))
-        student_sha256 = student.sha256
-    codec, text = load_codec(experiment, device=where), load_text(experiment, device=where)
+    student_sha256 = _load_student(model, experiment)
+    codec = load_codec(experiment, device=where, base=base)
+    text = load_text(experiment, device=where, base=base)
     if codec.spec.strides != experiment.geometry.vae_stride:
         raise ValueError(
             f"codec strides {codec.spec.strides}, but geometry.vae_stride="
@@ -296,8 +298,33 @@ def load(
     return Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
 
 
+def _load_student(model: VideoTransformer, experiment: Experiment) -> str:
+    """Puts an experiment's weights into its transformer. Returns their sha256."""
+    name = experiment.weights
+    assert name is not None, "refused by the caller"
+    if is_known(name):
+        known = resolve(name, experiment.family)
+        if known is None:
+            return randomize(model, "student")
+        load_into(model, known.tensors, str(known.path))
+        return known.sha256
+    if name == WAN_STUDENT:
+        raise ValueError(
+            f"the weights of {experiment.family}/{experiment.name} are not bundled; name a file, a "
+            "folder or a hub id with --weights (see docs/weights.md)"
+        )
+    found = student(name, experiment.model, model.state_dict())
+    logger.info("weights %s, sha256 %s", found.note, found.sha256[:12])
+    load_into(model, found.tensors, str(found.path))
+    return found.sha256
+
+
 def load_codec(
-    experiment: Experiment, *, device: torch.device | str, file: Path | None = None
+    experiment: Experiment,
+    *,
+    device: torch.device | str,
+    file: Path | None = None,
+    base: str | None = None,
 ) -> Codec:
     """The codec of an experiment's family.
 
@@ -305,26 +332,39 @@ def load_codec(
         experiment: gives family and sizes.
         device: where it runs.
         file: other weights than the family's own.
+        base: see ``load``.
 
     Raises:
         ValueError: its weights are missing or damaged.
     """
+    if experiment.codec.kind == "wan":
+        # As published students are sampled; float16 could overflow in this network.
+        half = torch.device(device).type == "cuda"
+        source = str(file) if file is not None else base or BASE
+        return wan_vae(source, device=device, dtype=torch.bfloat16 if half else torch.float32)
     # Half the bits of float16 are mantissa, which eight-bit pixels need; bfloat16 has too few.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     if experiment.family == "nano" and file is None:
         return random_codec(experiment.codec, device=device, dtype=dtype)
-    _refuse_wan(experiment)
     weights = bundled(f"{experiment.family}/codec") if file is None else load_weights(file)
     return tae_codec(experiment.codec, weights, device=device, dtype=dtype)
 
 
-def load_text(experiment: Experiment, *, device: torch.device | str) -> TextEncoder:
-    """The text encoder of an experiment's family, float32.
+def load_text(
+    experiment: Experiment, *, device: torch.device | str, base: str | None = None
+) -> TextEncoder:
+    """The text encoder of an experiment's family: float32, or UMT5 as it is stored.
+
+    Args:
+        experiment: gives family and sizes.
+        device: where it runs.
+        base: see ``load``.
 
     Raises:
         ValueError: its weights are missing or damaged.
     """
-    _refuse_wan(experiment)
+    if experiment.text.kind == "umt5":
+        return umt5(base or BASE, experiment.text, device=device)
     net = BytePooler(experiment.text)
     if experiment.family == "nano":
         return BytesText(net.to(device), randomize(net, "text"))
@@ -332,14 +372,6 @@ def load_text(experiment: Experiment, *, device: torch.device | str) -> TextEnco
     kept = {name: t for name, t in weights.tensors.items() if not name.startswith(HEADS)}
     load_into(net, kept, str(weights.path))
     return BytesText(net.to(device), weights.sha256)
-
-
-def _refuse_wan(experiment: Experiment) -> None:
-    if experiment.family == "wan-1.3b":
-        raise ValueError(
-            "family wan-1.3b needs Wan's VAE and UMT5, which are not bundled; use --preset tiny "
-            "or build a Pipeline from cfmodel.io.codec.wan_codec and cfmodel.io.text.Umt5Text"
-        )
 
 
 def choose_device(name: str | None) -> torch.device:

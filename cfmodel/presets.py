@@ -78,7 +78,7 @@ def ours(family: Family) -> Experiment:
                 sample=SampleConfig(),
                 train=TrainConfig(),
                 codec=CodecConfig(kind="wan"),
-                text=TextConfig(kind="umt5", width=4096, tokens=512),
+                text=TextConfig(kind="umt5", width=4096, tokens=512, max_bytes=8192),
                 weights=WAN_STUDENT,
             )
 

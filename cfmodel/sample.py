@@ -151,6 +151,7 @@ def sample(
     device: str | None,
     attention: Attention,
     after: Path | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Makes the films of ``scripts`` at ``paths``, and returns what was made.
 
@@ -171,7 +172,7 @@ def sample(
         # A later chunk has more pixel frames than the first of a film.
         chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
         wanted += history.shape[1]
-    pipeline = load(experiment, device=device, attention=attention)
+    pipeline = load(experiment, device=device, attention=attention, base=base)
     films = []
     with _progress(chunks * len(scripts)) as advance:
         for script, path in zip(scripts, paths, strict=True):

@@ -7,7 +7,6 @@ frame, in latents X Y.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -305,23 +304,3 @@ def random_codec(
     return TaeCodec(
         net, mean, mean + 1, name="nano-random", sha256=sha256, device=device, dtype=dtype
     )
-
-
-def wan_codec(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> WanCodec:
-    """The Wan VAE of a local folder in diffusers' layout.
-
-    Raises:
-        ValueError: no such folder, or no VAE in it.
-    """
-    from diffusers import AutoencoderKLWan
-
-    from cfmodel.io.weights import file_sha256
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or len(files) != 1:
-        raise ValueError(
-            f"{folder} holds no Wan VAE; expected config.json and one safetensors file, as in the "
-            "folder vae of Wan2.1-T2V-1.3B-Diffusers"
-        )
-    vae = AutoencoderKLWan.from_pretrained(folder, local_files_only=True)
-    return WanCodec(vae, sha256=file_sha256(files[0]), device=device, dtype=dtype)

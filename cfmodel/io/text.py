@@ -4,6 +4,7 @@ Dims: N texts, L bytes or word pieces, S pooled tokens, E width, K classes.
 """
 
 import hashlib
+import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,16 @@ class BytesText:
         return torch.stack([rows[text] for text in texts])
 
 
+def plain_text(text: str) -> str:
+    """Text without HTML entities, runs of white space made one blank.
+
+    Example:
+        >>> plain_text(" a &amp;amp;  b ")
+        'a & b'
+    """
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
 class Umt5Text:
     """UMT5 as a ``TextEncoder``: Wan's text encoder.
 
@@ -198,7 +209,9 @@ class Umt5Text:
         tokens: length to which texts are cut and padded.
         max_bytes: longest text accepted.
 
-    Source: Wan 2.1: cut at 512 pieces, embeddings behind the text's end set to zero.
+    Source: Wan 2.1: HTML entities and runs of white space are undone first (but text that was
+    decoded wrongly is not mended, as ``ftfy`` would); cut at 512 pieces, embeddings behind the
+    text's end set to 0.
     """
 
     def __init__(
@@ -222,7 +235,7 @@ class Umt5Text:
         for text in texts:
             check_text(text, self.max_bytes)
             pieces = self.tokenizer(
-                [text], truncation=True, max_length=self.tokens, return_tensors="pt"
+                [plain_text(text)], truncation=True, max_length=self.tokens, return_tensors="pt"
             )
             ids, mask = pieces["input_ids"].to(device), pieces["attention_mask"].to(device)
             out_LE = self.model(input_ids=ids, attention_mask=mask).last_hidden_state[0]

@@ -265,27 +265,22 @@ def bundled(name: str, folder: Path | None = None) -> Weights:
     return load_weights(path, sha256=listed)
 
 
-def resolve(weights_id: str, family: str) -> Weights | None:
-    """The weights that an experiment names; None for random ones.
+def is_known(weights_id: str) -> bool:
+    """Whether an id names bundled or random weights; others name a file, a folder or a hub id."""
+    return weights_id == NANO_RANDOM or weights_id in BUNDLED
 
-    Args:
-        weights_id: ``Experiment.weights``: an id of ``BUNDLED``, ``nano-random``, or the path of a
-            safetensors file.
-        family: family of the experiment.
+
+def resolve(weights_id: str, family: str) -> Weights | None:
+    """The weights of an id that is known; None for random ones.
 
     Raises:
-        ValueError: unknown id, or a file that cannot be used.
+        ValueError: unknown id, one of another family, or a damaged file.
     """
     if weights_id == NANO_RANDOM:
         if family != "nano":
             raise ValueError(f"weights {weights_id!r} are random and for family nano, not {family}")
         return None
-    if weights_id in BUNDLED:
-        return bundled(BUNDLED[weights_id])
-    if weights_id.endswith(SUFFIX):
-        return load_weights(Path(weights_id))
-    known = ", ".join([*BUNDLED, NANO_RANDOM])
-    raise ValueError(
-        f"weights {weights_id!r} of family {family} are not bundled; name a {SUFFIX} file with "
-        f"--set weights=PATH, or use one of {known}"
-    )
+    if weights_id not in BUNDLED:
+        known = ", ".join([*BUNDLED, NANO_RANDOM])
+        raise ValueError(f"weights {weights_id!r} are not bundled; use one of {known}")
+    return bundled(BUNDLED[weights_id])

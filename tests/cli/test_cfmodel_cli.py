@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import av
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cfmodel import cli
 from cfmodel.io import weights as weights_files
 from cfmodel.io.weights import save_weights
+from tests.helpers import wan
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP_S = 0.5
@@ -206,7 +209,10 @@ def test_unusable_weights(damage, refuse, tmp_path):
     save_weights(path, {"head": weights_files.torch.zeros(2)}, config={}, record={})
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-1])
-    words = {"truncated": "truncated or no safetensors", "other shapes": "1 unexpected: head"}
+    words = {
+        "truncated": "truncated or no safetensors",
+        "other shapes": "no video transformer that is known",
+    }
     assert words[damage] in refuse(*nano("--prompt", "a", "--set", f"weights={path}"))
 
 
@@ -289,3 +295,30 @@ def test_doctor(run):
     assert report["missing"] == ["weights of nano/no-cdmd are not trained yet"]
     assert report["libraries"]["torch"]
     assert run("doctor", "--preset", "wan-1.3b").code == 2
+
+
+def test_one_film_from_every_layout(run, refuse, tmp_path):
+    """The command of the README with real weights, on a Wan that is small and random."""
+    state = wan.small_student()
+    save_file(wan.named(state, "wan"), tmp_path / "release.safetensors")
+    pt = {"generator_ema": {f"model.{k}": v for k, v in wan.named(state, "wan").items()}}
+    torch.save(pt, tmp_path / "few-step.pt")
+    sizes = [part for size in wan.SIZES for part in ("--set", size)]
+    bases = [wan.write_diffusers_base(tmp_path / "a"), wan.write_release_base(tmp_path / "b")]
+    made = run("convert", "few-step.pt", "--to", "diffusers", "--out", "d.safetensors", *sizes)
+    assert made.code == 0
+    (tmp_path / "export").mkdir()
+    assert run("export", "d.safetensors", "--out", "export", "--licence", "mit", *sizes).code == 0
+    films = []
+    for k, source in enumerate(("release.safetensors", "few-step.pt", "export")):
+        done = run(
+            "sample", "--preset", "wan-1.3b", "--device", "cpu", "--prompt", "a red ball",
+            "--seconds", 0.5, "--weights", source, "--base", bases[k % 2], "--out", f"{k}.mp4",
+            "--json", *sizes,
+        )  # fmt: skip
+        assert done.code == 0
+        films.append(json.loads(done.out)["films"][0]["sha256"])
+    assert len(set(films)) == 1
+    told = refuse("convert", "few-step.pt#generator", "--out", "x.safetensors", *sizes)
+    assert "no state dict 'generator'; it has generator_ema" in told
+    assert "expected one of cfmodel" in refuse("convert", "x", "--to", "y", "--out", "z")

@@ -465,7 +465,7 @@ def test_verb(run, films, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--preset", "wan-1.3b"), "family wan-1.3b needs Wan's VAE and UMT5, which are not"),
+        (("--preset", "wan-1.3b", "--base", "no/"), "no weights at no/; expected a file, a folder"),
         (("--preset", "nano", "--latents", 0), "min_latents=0, latents=0: expected"),
         (("--preset", "nano", "--min-latents", 43), "min_latents=43, latents=42: expected"),
         (("--preset", "nano", "--shard-mib", 0), "shard_mib=0: expected"),
