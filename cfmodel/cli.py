@@ -144,12 +144,17 @@ def diff_presets(a: str, b: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(preset: PresetName = "tiny", as_json: Json = False) -> None:
+def doctor(
+    preset: PresetName = "tiny",
+    weights: WeightsSource = None,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
     """What this machine has, and whether a preset can be sampled here; exit code 2 if not."""
     from cfmodel import doctor as doctors
     from cfmodel import presets
 
-    report = doctors.diagnose(presets.preset(preset))
+    report = doctors.diagnose(presets.preset(preset), weights=weights, base=base)
     _say(report if as_json else doctors.lines(report))
     if report["missing"]:
         raise SystemExit(USAGE)

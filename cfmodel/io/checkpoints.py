@@ -92,12 +92,13 @@ def split_entry(source: str) -> tuple[str, str]:
     return where, entry
 
 
-def find(source: str, role: Role) -> Path:
+def find(source: str, role: Role, *, fetch: bool = True) -> Path:
     """The file of a role's weights: a file itself, or the index of several.
 
     Args:
         source: file, folder or hub id; a hub id is fetched, or taken from the hub's cache.
         role: which of a folder's files is meant.
+        fetch: whether a hub id may be downloaded; else it must be in the hub's cache.
 
     Raises:
         ValueError: there is no such file, folder or hub id, or nothing in it of that role.
@@ -107,7 +108,7 @@ def find(source: str, role: Role) -> Path:
     if not path.exists():
         if not HUB_ID.fullmatch(where) or where.startswith("."):
             raise ValueError(f"no weights at {where}; expected a file, a folder or a hub id")
-        path = _fetched(where, role)
+        path = _fetched(where, role, fetch)
     if path.is_file():
         return path
     for name in ROLE_FILES[role]:
@@ -121,14 +122,16 @@ def find(source: str, role: Role) -> Path:
     )
 
 
-def _fetched(where: str, role: Role) -> Path:
+def _fetched(where: str, role: Role, fetch: bool) -> Path:
     """A hub id's file, or the folder of its files of a role."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = where.partition("@")
     owner, repo, *inside = name.split("/", 2)
-    use: dict[str, Any] = {"repo_id": f"{owner}/{repo}", "revision": revision or None}
+    use: dict[str, Any] = {
+        "repo_id": f"{owner}/{repo}", "revision": revision or None, "local_files_only": not fetch,
+    }  # fmt: skip
     try:
         if inside and Path(inside[0]).suffix:
             return Path(hf_hub_download(filename=inside[0], **use))

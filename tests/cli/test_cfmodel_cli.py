@@ -294,7 +294,24 @@ def test_doctor(run):
     report = json.loads(done.out)
     assert report["missing"] == ["weights of nano/no-cdmd are not trained yet"]
     assert report["libraries"]["torch"]
-    assert run("doctor", "--preset", "wan-1.3b").code == 2
+
+
+def test_doctor_says_what_a_wan_lacks(run, tmp_path):
+    done = run("doctor", "--preset", "wan-1.3b", "--base", "none/at-all")
+    assert done.code == 2
+    missing = [line for line in done.out.splitlines() if line.startswith("missing")]
+    assert [line.split()[1] for line in missing] == ["student:", "VAE:", "text"]
+    assert "--weights (Self Forcing: gdhe17/Self-Forcing/" in missing[0]
+    assert "part       student, 2.6 GiB, its own: missing" in done.out
+    assert "part       text encoder UMT5-XXL, 10.6 GiB, Apache-2.0" in done.out
+    wan.write_release_base(tmp_path)
+    save_file(wan.named(wan.small_student(), "wan"), tmp_path / "s.safetensors")
+    given = ("--weights", "s.safetensors", "--base", tmp_path)
+    done = run("doctor", "--preset", "wan-1.3b", *given, "--json")
+    report = json.loads(done.out)
+    assert [part["missing"] for part in report["parts"]] == ["", "", ""]
+    # Weights 13.5, 6 GiB of memory half of which is held twice, 3 for the rest.
+    assert 19 < report["needs_gib"] < 26
 
 
 def test_one_film_from_every_layout(run, refuse, tmp_path):

@@ -176,7 +176,9 @@ def test_a_hub_id_that_cannot_be_fetched(monkeypatch, tmp_path):
         find("o/r/c/m.pt@v1#generator", "transformer")
     with pytest.raises(ValueError, match="cannot fetch o/r"):
         find("o/r", "vae")
-    assert asked[0] == {"filename": "c/m.pt", "repo_id": "o/r", "revision": "v1"}
+    assert asked[0] == {
+        "filename": "c/m.pt", "repo_id": "o/r", "revision": "v1", "local_files_only": False,
+    }  # fmt: skip
     assert any("vae/diffusion" in pattern for pattern in asked[1]["allow_patterns"])
 
 
