@@ -290,6 +290,30 @@ def claims(
 
 
 @app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="lower case with underscores")],
+    command: Annotated[list[str], typer.Argument(help="after --: what prints it as JSON")],
+    key: Annotated[list[str], typer.Option(help="name on the way to the number; repeatable")],
+    unit: Annotated[str, typer.Option(help="of the number")],
+    target: Annotated[str, typer.Option(help="'<= 10', '>= 0.98' or '0.75 to 1.25'")] = "",
+    source: Annotated[
+        Path | None, typer.Option("--from", help="file it wrote elsewhere; nothing is run then")
+    ] = None,
+    device: Annotated[str, typer.Option(help="what it ran on")] = "cpu",
+    to: Annotated[Path, typer.Option(help="list of figures")] = Path("results/figures.json"),
+) -> None:
+    """Runs a command and records a number of its JSON among the figures."""
+    from cfbench.run import record_figure
+
+    if source is not None and not source.is_file():
+        raise CfError(f"no file {source}; name what the command wrote")
+    made = record_figure(
+        name, key, command, unit=unit, target=target, to=to, source=source, device=device
+    )
+    say({"figure": made.name, "value": made.value, "target": target, "met": made.is_met}, False)
+
+
+@app.command()
 def recall(
     systems: Systems = "tiny/ours,tiny/rendered-truth",
     gaps: Annotated[str, typer.Option(help="seconds of absence, comma-separated")] = "1,3,6,12,24",

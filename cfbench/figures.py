@@ -3,9 +3,11 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cfbench.store import write_atomic
 
@@ -106,6 +108,54 @@ def load(path: Path) -> dict[str, Figure]:
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a list of figures ({error}); restore the file") from error
     return {figure.name: figure for figure in figures}
+
+
+def number_in(
+    text: str, keys: Sequence[str], where: str
+) -> tuple[float, float | None, float | None]:
+    """A number of a command's JSON, with its interval if it stands there with one.
+
+    Args:
+        text: what was printed; the last line that is a JSON object counts, or all of it.
+        keys: names on the way to the number, or to an object with ``value``, ``low``, ``high``.
+        where: what the message calls it.
+
+    Raises:
+        ValueError: no JSON object, no such key, or no number there.
+
+    Example:
+        >>> number_in('{"a": {"value": 2, "low": 1, "high": 3}}', ["a"], "out")
+        (2.0, 1.0, 3.0)
+    """
+    tree = _object_in(text)
+    if tree is None:
+        raise ValueError(f"{where} holds no JSON object; ask the command for one, as with --json")
+    for key in keys:
+        if not isinstance(tree, dict) or key not in tree:
+            has = f"; it has {', '.join(map(str, tree))}" if isinstance(tree, dict) else ""
+            raise ValueError(f"{where} has nothing at {'/'.join(keys)}{has[:200]}")
+        tree = tree[key]
+    cell: dict[str, Any] = tree if isinstance(tree, dict) else {"value": tree}
+    numbers = [cell.get(name) for name in ("value", "low", "high")]
+    if not all(
+        n is None or (isinstance(n, int | float) and not isinstance(n, bool)) for n in numbers
+    ):
+        raise ValueError(f"{where} has {tree!r} at {'/'.join(keys)}; expected a number")
+    value, low, high = (None if n is None else float(n) for n in numbers)
+    if value is None:
+        raise ValueError(f"{where} has no value at {'/'.join(keys)}; there is nothing to record")
+    return value, low, high
+
+
+def _object_in(text: str) -> Any:
+    for part in (*reversed(text.splitlines()), text):
+        try:
+            tree = json.loads(part)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(tree, dict):
+            return tree
+    return None
 
 
 def record(path: Path, figure: Figure) -> bool:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from cfbench.types import Tier
 
 if TYPE_CHECKING:
     from cfbench.claims import Claim
+    from cfbench.figures import Figure
     from cfbench.generate import Outcome
     from cfbench.plan import Plan
     from cfbench.types import Failure
@@ -353,3 +355,51 @@ def record_claims(found: "Sequence[Claim]", path: Path, *, root: Path, command: 
             Figure(**claim._asdict(), command=command, commit=commit(), device=", ".join(devices),
                    at=now()),
         )  # fmt: skip
+
+
+def record_figure(
+    name: str,
+    keys: "Sequence[str]",
+    command: "Sequence[str]",
+    *,
+    unit: str,
+    target: str,
+    to: Path,
+    source: Path | None,
+    device: str,
+) -> "Figure":
+    """A number that a command prints, into the list of figures.
+
+    Args:
+        name: of the figure.
+        keys: where it stands in the command's JSON.
+        command: run here, unless there is a source.
+        unit: of the number.
+        target: see ``Figure``.
+        to: the list.
+        source: a file that the command wrote elsewhere; the command is then noted, not run.
+        device: what it ran on.
+
+    Raises:
+        ValueError: the command failed, or there is no such number.
+    """
+    import subprocess
+
+    from cfbench.figures import Figure, number_in, record
+
+    if source is not None:
+        text, where = source.read_text(encoding="utf-8"), source.name
+    else:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise ValueError(
+                f"{command[0]} ended with exit code {done.returncode}; nothing recorded"
+            )
+        text, where = done.stdout, f"what {command[0]} printed"
+    value, low, high = number_in(text, keys, where)
+    figure = Figure(
+        name=name, value=value, low=low, high=high, unit=unit, target=target, device=device,
+        command=shlex.join(command), commit=commit(), at=now(),
+    )  # fmt: skip
+    record(to, figure)
+    return figure

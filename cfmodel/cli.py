@@ -343,6 +343,34 @@ def measure(
 
 
 @app.command()
+def parity(
+    preset: PresetName = "wan-1.3b",
+    small: Annotated[bool, typer.Option("--small", help="small sizes, for a CPU")] = False,
+    frames: Annotated[int, typer.Option(min=1, help="latent frames of the films")] = 3,
+    dtype: Annotated[list[str], typer.Option(help="float32 or bfloat16; repeatable")] = ["float32"],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="JSON file to write too")] = None,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+) -> None:
+    """The transformer beside diffusers' on equal random weights (JSON)."""
+    from cfmodel import parity as parities
+    from cfmodel import pipeline, presets
+    from cfmodel.io import convert as converters
+    from cfmodel.io.weights import write_atomic
+
+    experiment = presets.preset(preset, tuple(overrides))
+    for name in dtype:
+        _one_of("--dtype", name, ("float32", "bfloat16"))
+    where = pipeline.choose_device(None if device == "auto" else device)
+    kinds = [kind for name in dtype if (kind := converters.DTYPES[cast(Any, name)]) is not None]
+    record = parities.run(experiment, where, kinds, frames=frames, small=small)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    _say(record)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="file, folder or hub id; .pt#ENTRY")],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
