@@ -228,6 +228,11 @@ def train(
     prompts: Annotated[
         Path | None, typer.Option(help="texts for dmd, cdmd, streaming: .jsonl, or one a line")
     ] = None,
+    base: Base = None,
+    init: Annotated[
+        list[str],
+        typer.Option(help="STAGE=SOURCE: published weights in place of a stage's; repeatable"),
+    ] = [],  # noqa: B006  the parser copies it
     log_every: Annotated[int, typer.Option(help="steps from a row of metrics to the next")] = 50,
     save_every: Annotated[
         int | None, typer.Option(help="steps from a checkpoint to the next")
@@ -276,7 +281,8 @@ def train(
                 out=out, assets=assets or weights.assets() / experiment.family, device=place,
                 workers=workers, compiled=compiled, recorded=cuda_graphs, batch=batch, lr=lr,
                 capacity=capacity, fill=fill, clips=clips, render=render, scripts=scripts,
-                accumulate=accumulate, films=tuple(films), prompts=prompts,
+                accumulate=accumulate, films=tuple(films), prompts=prompts, base=base,
+                init=run.published(init, experiment),
             )  # fmt: skip
             records = run.run(budgets, experiment, use, engine=engine)
             if devices.world().rank == 0:

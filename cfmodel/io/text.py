@@ -223,17 +223,22 @@ class Umt5Text:
         self.tokens = tokens
         self.max_bytes = max_bytes
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, tokens, E), float32 on the CPU.
 
         Raises:
             ValueError: an empty or overlong text.
         """
+        for text in texts:
+            check_text(text, self.max_bytes)
+        return self.embed(texts)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """As ``encode``, but any text will do: guidance needs the empty one."""
         device = next(self.model.parameters()).device
         rows = []
         for text in texts:
-            check_text(text, self.max_bytes)
             pieces = self.tokenizer(
                 [plain_text(text)], truncation=True, max_length=self.tokens, return_tensors="pt"
             )

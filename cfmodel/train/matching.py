@@ -47,6 +47,7 @@ class Matching:
 
     Args:
         guidance: weight w of ``cond + w (cond - uncond)`` of the teacher; both see the context.
+        negative: text of the latter; the release gives Wan's list of flaws in English here.
         shift: flow shift of the noise levels at which films are scored.
         lr: of the student.
         critic_lr: of the critic.
@@ -65,6 +66,7 @@ class Matching:
     guidance: float
     shift: float
     lr: float
+    negative: str = ""
     critic_lr: float
     betas: tuple[float, float] = (0.0, 0.99)
     critic_betas: tuple[float, float] = (0.0, 0.99)

@@ -26,7 +26,7 @@ from cfmodel.train.matching import Clock, MatchingStage
 from cfmodel.train.roller import Roller
 from cfmodel.train.stages import NUMBERS
 from cfmodel.train.state import local_rows
-from cfmodel.train.texts import Texts
+from cfmodel.train.texts import Held, Texts
 
 GIB = 2**30
 TEXTS = 8
@@ -120,7 +120,9 @@ def build(
     generator = torch.Generator().manual_seed(seed_for("measure", "texts"))
     table = torch.randn(TEXTS, model.text_tokens, model.text_width, generator=generator)
     index = torch.arange(TEXTS)[:, None].expand(-1, plan.longest // experiment.geometry.chunk)
-    texts = Texts(table.to(torch.bfloat16), index, torch.zeros_like(index).bool(), device)
+    texts = Texts(
+        Held(table.to(torch.bfloat16), device), index, torch.zeros_like(index).bool(), device
+    )
     films = FreshFilms(
         Roller(experiment, rows, Draws(device, 3)), texts, plan, reencode=lambda x: x[:, -1:]
     )

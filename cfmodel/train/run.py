@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import torch
 
 from cfmodel.config import Experiment, seed_for
 from cfmodel.devices import barrier
+from cfmodel.io.convert import load_student
+from cfmodel.io.weights import Weights
 from cfmodel.train import checkpoint
 from cfmodel.train.loop import Engine, stopping, train
 from cfmodel.train.sources import Resources, Shared, check, identity
@@ -19,6 +22,7 @@ from cfmodel.train.stages import STAGES, Stage
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 300.0
+NOT_TRANSFORMERS = ("codec", "decoder", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,26 @@ def run(
                 engine=replace(engine, identity=same, settings=settings, stop=stop),
             )
     return records
+
+
+def published(given: Sequence[str], experiment: Experiment) -> dict[str, Callable[[], Weights]]:
+    """What reads the weights that are named for stages, by stage; nothing is read yet.
+
+    Args:
+        given: ``STAGE=SOURCE`` (see ``cfmodel.io.checkpoints``).
+        experiment: sizes of the transformer.
+
+    Raises:
+        ValueError: an unknown stage, or one without weights of a transformer.
+    """
+    found: dict[str, Callable[[], Weights]] = {}
+    for item in given:
+        stage, eq, source = item.partition("=")
+        if not eq or not source or stage not in STAGES or stage in NOT_TRANSFORMERS:
+            known = ", ".join(name for name in STAGES if name not in NOT_TRANSFORMERS)
+            raise ValueError(f"--init {item!r}: expected STAGE=SOURCE, STAGE one of {known}")
+        found[stage] = partial(load_student, source, experiment)
+    return found
 
 
 def lines(records: dict[str, Any]) -> list[str]:

@@ -4,8 +4,8 @@ A source is a stream of batches and what makes units of one; pools and stages kn
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +13,13 @@ import torch
 
 from cfmodel.config import Experiment, Geometry
 from cfmodel.devices import world
-from cfmodel.io.text import check_text
+from cfmodel.io.codec import WanCodec
+from cfmodel.io.text import Umt5Text, check_text
 from cfmodel.io.weights import Weights, file_sha256, load_weights
+from cfmodel.pipeline import load_codec, load_text
 from cfmodel.train.data import context_clips, contiguous_clips, scripts, world_stream
 from cfmodel.train.draws import Draws
-from cfmodel.train.frozen import Frozen
+from cfmodel.train.frozen import Frozen, TinyFrozen, WanFrozen
 from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
 from cfmodel.train.prepared import (
     TAIL,
@@ -31,7 +33,7 @@ from cfmodel.train.prepared import (
 from cfmodel.train.prompts import chunk_texts, read_prompts
 from cfmodel.train.shards import LatentShards, latent_stream
 from cfmodel.train.state import local_rows
-from cfmodel.train.texts import Texts
+from cfmodel.train.texts import Held, OnDemand, Texts
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Resources:
     a step over all processes and all of its ``accumulate`` micro-batches. ``recorded`` replays
     passes as CUDA graphs. ``films`` are folders of
     prepared films, ``prompts`` is a file of texts; without them the tiny world gives both.
+    ``base`` is the source of Wan's VAE and UMT5, ``init`` reads published weights in place of those
+    of a stage.
     """
 
     out: Path
@@ -78,6 +82,8 @@ class Resources:
     accumulate: int = 1
     films: tuple[Path, ...] = ()
     prompts: Path | None = None
+    base: str | None = None
+    init: Mapping[str, Callable[[], Weights]] = field(default_factory=dict)
 
     def rows(self, default: int) -> int:
         """Films or captions that a process takes in at a time.
@@ -88,12 +94,14 @@ class Resources:
         return local_rows(self.batch or default, (world().size, self.accumulate), "batch")
 
     def weights(self, name: str) -> Weights:
-        """Weights of an earlier stage: of this run, else of the assets.
+        """Weights of an earlier stage: of this run, else published ones, else of the assets.
 
         Raises:
             ValueError: neither has them.
         """
         mine = self.out / f"{name}.safetensors"
+        if name in self.init and not mine.exists():
+            return self.init[name]()
         return load_weights(mine if mine.exists() else self.assets / f"{name}.safetensors")
 
 
@@ -168,8 +176,15 @@ def frozen_of(experiment: Experiment, use: Resources, shared: Shared) -> Frozen:
         ValueError: their weights are missing or do not fit.
     """
     if "frozen" not in shared:
-        codec, text = use.weights("codec"), use.weights("text")
-        shared["frozen"] = Frozen(experiment, use.device, codec=codec, text=text)
+        if experiment.codec.kind == "wan":
+            codec = load_codec(experiment, device=use.device, base=use.base)
+            text = load_text(experiment, device=use.device, base=use.base)
+            assert isinstance(codec, WanCodec), "the kind was asked for"
+            assert isinstance(text, Umt5Text), "goes with it"
+            shared["frozen"] = WanFrozen(codec, text, use.device)
+        else:
+            codec, text = use.weights("codec"), use.weights("text")
+            shared["frozen"] = TinyFrozen(experiment, use.device, codec=codec, text=text)
     return shared["frozen"]
 
 
@@ -220,7 +235,7 @@ def _opened(experiment: Experiment, use: Resources, shared: Shared) -> LatentSha
     if "films" not in shared:
         shards = LatentShards(use.films)
         shards.check(
-            codec_sha256=use.weights("codec").sha256,
+            codec_sha256=frozen_of(experiment, use, shared).sha256,
             channels=experiment.model.latent_channels,
             geometry=experiment.geometry,
         )
@@ -305,4 +320,7 @@ def texts_of(chunks: int, experiment: Experiment, use: Resources, shared: Shared
     place = {text: k for k, text in enumerate(unique)}
     index = torch.tensor([[place[text] for text in row] for row in rows])
     returns = torch.cat([batch.returns for batch in batches])
-    return Texts(frozen.embed(unique).to(torch.bfloat16), index, returns, use.device)
+    if experiment.text.kind == "umt5":
+        return Texts(OnDemand(unique, frozen.embed), index, returns, use.device)
+    held = Held(frozen.embed(unique).to(torch.bfloat16), use.device)
+    return Texts(held, index, returns, use.device)

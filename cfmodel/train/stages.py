@@ -211,7 +211,7 @@ def _matching(
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)
     return MatchingStage(
-        name, experiment, use.device, films, frozen.embed([""])[0], matching,
+        name, experiment, use.device, films, frozen.embed([matching.negative])[0], matching,
         student=use.weights(student).tensors, teacher=use.weights(teacher).tensors,
         compiled=use.compiled, recorded=use.recorded, decode=frozen.decode,
     )  # fmt: skip

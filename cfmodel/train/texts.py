@@ -3,25 +3,82 @@
 Dims: B films, G chunks, S text tokens, E text width.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from cfmodel.devices import world
 from cfmodel.train.data import TARGET
 
+HELD = 1024
+"""Texts that are kept once embedded on demand: 4 GiB of host memory at UMT5's size."""
 
-class Texts:
-    """Embedded captions of many films, chunk by chunk, each distinct one stored once.
+
+class Table(Protocol):
+    """Embedded texts by number."""
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Embeddings (*numbers.shape, S, E)."""
+        ...
+
+
+class Held:
+    """All texts embedded beforehand, (U, S, E) on a device."""
+
+    def __init__(self, table: Tensor, device: torch.device) -> None:
+        self._table = table.to(device)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Embeddings (*numbers.shape, S, E), float32."""
+        return self._table[numbers.to(self._table.device)].float()
+
+
+class OnDemand:
+    """Texts that are embedded when they are drawn: UMT5's embedding of one text is 4 MB.
 
     Args:
-        table: (U, S, E) distinct embedded texts.
+        texts: by number.
+        embed: embedded texts (N, S, E).
+        held: how many are kept, the oldest being forgotten first.
+    """
+
+    def __init__(
+        self, texts: list[str], embed: Callable[[list[str]], Tensor], held: int = HELD
+    ) -> None:
+        self._texts, self._embed, self._held = texts, embed, held
+        self._kept: dict[int, Tensor] = {}
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Embeddings (*numbers.shape, S, E), float32 where ``embed`` gives them."""
+        wanted = numbers.flatten().tolist()
+        new = [k for k in dict.fromkeys(wanted) if k not in self._kept]
+        found: dict[int, Tensor] = {k: self._kept[k] for k in set(wanted) - set(new)}
+        device = torch.device("cpu")
+        if new:
+            made = self._embed([self._texts[k] for k in new])
+            device = made.device
+            found |= zip(new, made.cpu().to(torch.bfloat16), strict=True)
+        self._kept |= found
+        for k in list(self._kept)[: max(0, len(self._kept) - self._held)]:
+            del self._kept[k]
+        rows = torch.stack([found[k] for k in wanted])
+        return rows.to(device).float().unflatten(0, numbers.shape)
+
+
+class Texts:
+    """Embedded captions of many films, chunk by chunk.
+
+    Args:
+        table: distinct embedded texts.
         index: (N, G) rows of the table.
         returns: (N, G) whether something comes back in a chunk.
         device: where texts are given out.
     """
 
-    def __init__(self, table: Tensor, index: Tensor, returns: Tensor, device: torch.device) -> None:
-        self._table, self._index = table.to(device), index.to(device)
+    def __init__(self, table: Table, index: Tensor, returns: Tensor, device: torch.device) -> None:
+        self._table, self._index = table, index.to(device)
         self._returns = returns
         self._device = device
         self._world = world()
@@ -66,4 +123,4 @@ class Texts:
         rows = self._world.mine(pick).to(self._device)[:, None]
         columns = self._world.mine(start).to(self._device)[:, None]
         columns = columns + torch.arange(chunks, device=self._device)
-        return self._table[self._index[rows, columns]].float()
+        return self._table.rows(self._index[rows, columns]).to(self._device)

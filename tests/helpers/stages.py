@@ -28,7 +28,7 @@ from cfmodel.train.matching import Matching, MatchingStage
 from cfmodel.train.pool import ClipPool, Units
 from cfmodel.train.roller import Roller
 from cfmodel.train.teacher import ContextTeacher
-from cfmodel.train.texts import Texts
+from cfmodel.train.texts import Held, Texts
 from tests.helpers.nano import NANO, seeded, with_memory
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def stage(name: str, *, lora: Any = None, lr: float = 0.3) -> Resumable:
     experiment = NANO if name == "dmd" else with_memory(slow=0, fast=9, positions="absolute")
     table, chunks = seeded(8, MODEL.text_tokens, MODEL.text_width, seed=5), 20
     index = torch.arange(8 * chunks).view(8, chunks) % 8
-    texts = Texts(table, index, index == 3, CPU)
+    texts = Texts(Held(table, CPU), index, index == 3, CPU)
     roller = Roller(experiment, batch, Draws(CPU, 3))
     films: Any = FreshFilms(roller, texts, Rollout())
     if name == "streaming":

@@ -46,7 +46,7 @@ from cfmodel.train.roller import Roller
 from cfmodel.train.stages import NUMBERS
 from cfmodel.train.state import Trainable
 from cfmodel.train.teacher import ContextTeacher, score_flow
-from cfmodel.train.texts import Texts
+from cfmodel.train.texts import Held, Texts
 from tests.helpers.nano import NANO, nano_model, seeded
 
 CPU = torch.device("cpu")
@@ -371,7 +371,7 @@ def _texts(films: int = 6, chunks: int = 12) -> Texts:
     index = torch.randint(20, (films, chunks), generator=torch.Generator().manual_seed(0))
     returns = torch.zeros(films, chunks, dtype=torch.bool)
     returns[2, chunks - 2] = True
-    return Texts(table, index, returns, CPU)
+    return Texts(Held(table, CPU), index, returns, CPU)
 
 
 def _roller(batch: int = 2, **memory: Any) -> Roller:
@@ -396,7 +396,7 @@ def test_texts_prefer_films_with_a_return():
 def test_texts_midway_are_stretches_of_one_script():
     script = torch.arange(2 * 12).view(2, 12)  # each chunk of each film has a text of its own
     table = torch.arange(24.0)[:, None, None]
-    texts = Texts(table, script, torch.zeros(2, 12, dtype=torch.bool), CPU)
+    texts = Texts(Held(table, CPU), script, torch.zeros(2, 12, dtype=torch.bool), CPU)
     drawn = texts.draw(400, 5, torch.Generator().manual_seed(0), midway=0.5)[..., 0, 0]
     assert (drawn.diff(dim=1) == 1).all()
     starts = drawn[:, 0] % 12
@@ -412,7 +412,7 @@ def test_stage_1_is_told_of_every_event():
     kinds = [[parse(text).event for text in row] for row in rows]
     index = torch.tensor([[EVENTS.index(kind) for kind in row if kind] for row in kinds])
     table = torch.arange(float(len(EVENTS)))[:, None, None]
-    texts = Texts(table, index, torch.zeros_like(index, dtype=torch.bool), CPU)
+    texts = Texts(Held(table, CPU), index, torch.zeros_like(index, dtype=torch.bool), CPU)
     plan = NUMBERS["tiny"].local
     drawn = texts.draw(400, 7, torch.Generator().manual_seed(0), midway=plan.midway).flatten()
     share = torch.bincount(drawn.long(), minlength=len(EVENTS)) / len(drawn)
