@@ -104,7 +104,12 @@ class Pipeline:
         }
 
     def films(
-        self, requests: Sequence[Request], chunks: int, *, history: Tensor | None = None
+        self,
+        requests: Sequence[Request],
+        chunks: int,
+        *,
+        history: Tensor | None = None,
+        memory: SlotMemory | None = None,
     ) -> Iterator[Tensor]:
         """Films made together, as (B, R, Y, X, 3) uint8 CPU tensors, one a chunk.
 
@@ -115,13 +120,14 @@ class Pipeline:
             chunks: how many are made.
             history: what the films have shown so far (see ``encode``): it is committed to the
                 memory, the chunks made go on from it and are all that is returned.
+            memory: as of ``latents``.
 
         Raises:
             ValueError: no request, no chunk, an empty or overlong text, or a history that is no
                 whole number of chunks.
         """
         past = None if history is None else self.encode(history)
-        latents = self.latents(requests, chunks, history=past)
+        latents = self.latents(requests, chunks, history=past, memory=memory)
         return self._decoded(latents, past, len(requests))
 
     def encode(self, frames_BRYXC: Tensor) -> Tensor:
