@@ -242,6 +242,9 @@ class SlotMemory:
 
         Returns:
             Whether what is remembered has changed; views are then to be made anew.
+
+        Source: released behaviour of arXiv:2602.06028; deviations: there the pass that trips the
+        test reads its own promoted latent already, and the cosine is a mean over the batch.
         """
         if self.config.when == "commit":
             return False

@@ -13,7 +13,7 @@ from cfbench.generate import generate
 from cfbench.progress import Reporter
 from cfbench.store import open_store
 from cfbench.systems import describe, external, load
-from tests.helpers.bench import prompt_file
+from tests.helpers.bench import cfbench, prompt_file
 
 PROGRAM = """
 import json, os, sys
@@ -134,6 +134,20 @@ def test_what_differs_from_the_manifest_is_refused(manifest, tmp_path):
     change(manifest, EMPTY, "f" * 64)
     with pytest.raises(CfError, match=r"refused\.txt is e3b0"):
         load(str(manifest), "cpu", "auto")
+
+
+def test_a_changed_checkout_ends_the_run(manifest, tmp_path):
+    change(tmp_path / "drawn" / "draw.py", "255", "254")
+    with pytest.raises(CfError, match="the checkout has changes"):
+        make(manifest, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_stands_beside_presets(manifest, tmp_path):
+    done = cfbench("run", "--systems", f"nano/ours,{manifest}", "--prompts", 1, "--seconds", 2,
+                   "--out", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Drawn" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_row_without_checkout_says_so(manifest):
