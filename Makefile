@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme test lint format coverage preview clean
+.PHONY: help reproduce readme test lint golden format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -44,6 +44,11 @@ lint: $(DEV)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+## golden      the authors' films anew, and how far ours are; PEERS names a folder of checkouts
+golden: $(DEV)
+	$(BIN)/python -m tests.parity.record --peers '$(PEERS)'
+	$(BIN)/python -m tests.parity.golden
 
 ## format      apply the formatter and the safe fixes
 format: $(DEV)

@@ -71,6 +71,12 @@ def process_peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def children_peak_gib() -> float:
+    """Most memory that any ended child of this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

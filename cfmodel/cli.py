@@ -46,10 +46,19 @@ def sample(
     prompts: Annotated[
         Path | None, typer.Option(help="file of prompts: .jsonl, or one text a line")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="length of a film")] = 60.0,
+    scenes: Annotated[
+        Path | None,
+        typer.Option(help="file of one film's scenes: JSON lines of text, seconds, maybe switch"),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="length of a film; of --scenes it is the sum of theirs")
+    ] = 60.0,
     seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
     after: Annotated[
         Path | None, typer.Option("--continue", help="film to go on from, for --seconds")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="picture that the film begins with, held for a chunk")
     ] = None,
     out: Annotated[
         Path, typer.Option(help="film to write; with --prompts the folder of films")
@@ -68,13 +77,18 @@ def sample(
     experiment = presets.preset(preset, tuple(overrides))
     if weights is not None:
         experiment = presets.override(experiment, (f"weights={weights}",))
-    experiment.geometry.chunks_for(seconds)
-    if (prompt is None) == (prompts is None):
-        raise ValueError("give --prompt TEXT, or --prompts FILE")
-    if prompts is not None:
+    if sum(given is not None for given in (prompt, prompts, scenes)) != 1:
+        raise ValueError("give one of --prompt TEXT, --prompts FILE and --scenes FILE")
+    if after is not None and image is not None:
+        raise ValueError("give --continue FILM or --image FILE, not both")
+    if scenes is not None:
+        scripts = [samples.read_scenes(scenes)]
+        seconds = sum(duration for _, duration in scripts[0].segments)
+    elif prompts is not None:
         scripts = samples.read_scripts(prompts, seconds)
     else:
         scripts = [samples.script_of(prompt or "", seconds)]
+    experiment.geometry.chunks_for(seconds)
     paths = samples.targets(scripts, out, folder=prompts is not None)
     for warning in samples.check_scripts(scripts, experiment):
         log.warning("warning: %s", warning)
@@ -88,6 +102,7 @@ def sample(
         attention=cast(Any, attention),
         after=after,
         base=base,
+        image=image,
     )
     said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
     _say(result if as_json else said)
@@ -293,6 +308,43 @@ def train(
         _fail(str(error), error, code=INTERRUPTED)
     except KeyboardInterrupt as error:
         _fail("interrupted; the last checkpoint, if any, is whole", error, code=INTERRUPTED)
+
+
+@app.command("rollout-speed")
+def rollout_speed(
+    preset: PresetName = "wan-1.3b",
+    seconds: Annotated[
+        list[float], typer.Option(help="length of a film; repeatable, default 60 and 600")
+    ] = [],  # noqa: B006  the parser copies it
+    out: Annotated[
+        Path, typer.Option(help="file of records by length; those of other lengths stay")
+    ] = Path("results/speed/rollout-1.3b.json"),
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time of each chunk and growth of memory over long films, on random weights and texts."""
+    from cfmodel import pipeline, presets
+    from cfmodel import speed as speeds
+
+    def tell(done: int, chunks: int) -> None:
+        if done == chunks or done % max(1, chunks // 10) == 0:
+            log.info("chunk %d/%d", done, chunks)
+
+    made = speeds.measure(
+        presets.preset(preset, tuple(overrides)),
+        seconds or [60.0, 600.0],
+        out,
+        device=pipeline.choose_device(None if device == "auto" else device),
+        attention=cast(Any, attention),
+        tell=tell,
+    )
+    _say(
+        {name: record["summary"] for name, record in made.items()}
+        if as_json
+        else speeds.lines(made)
+    )
 
 
 @app.command()

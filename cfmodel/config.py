@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Promotion = Literal["surprisal-2", "surprisal-1", "uniform-2", "uniform-1"]
-Positions = Literal["absolute", "window", "bounded"]
+Positions = Literal["absolute", "window", "bounded", "adjacent"]
 Decision = Literal["shared", "per-layer"]
+When = Literal["commit", "every-pass"]
+Filling = Literal["promoted", "dense"]
+CommitReads = Literal["all", "recent"]
+Switch = Literal["keep", "recache", "flush", "cut"]
+Sampler = Literal["chunk", "rolling", "passes"]
 Stage = Literal["causal-init", "dmd", "cdmd", "streaming"]
 TeacherContext = Literal["memory", "contiguous"]
 Family = Literal["nano", "tiny", "wan-1.3b"]
@@ -149,11 +154,24 @@ class MemoryConfig:
             cosine to the chunk before it below ``tau``) or uniformly; the digit is the interval in
             chunks at which a chunk is a candidate.
         tau: threshold of surprisal, in (-1, 1].
-        positions: temporal rotary indices: the true frame (absolute), packed from 0 (window), or
-            sink at 0 and the rest ending at ``capacity - 1`` (bounded, eq. 8).
+        positions: temporal rotary indices: the true frame (absolute), packed from 0 (window),
+            sink at 0 and the rest ending at ``capacity - 1`` (bounded, eq. 8), or true frames with
+            the sink just before the oldest of them (adjacent).
         decision: one promotion decision for all layers (mean over layers) or one per layer.
+        when: promotion is tested at the clean pass, against the clean pass of the chunk before, or
+            at every pass, against the pass before; the first that trips the test gives its latent.
+        filling: what the slots of slow memory hold until they are promoted to: nothing, or the
+            frames behind the sink, of which each promotion replaces the oldest.
+        attend: latents that a denoising pass reads at most, itself included; None is all held.
+        commit_reads: what the clean pass reads: as much as the others, or the last ``fast`` latents
+            alone. Sampling only: training reads all.
+        switch: what a new text does to the memory: nothing, ``recache`` (one pass over the last
+            ``capacity`` latents with the new text), ``flush`` (sink and two latents stay), or
+            ``cut`` (a flush, and the first chunk of the scene far away in time).
 
-    Source: arXiv:2602.06028 section 3 (N_s = 3, N_c = 12, N_l = 6, tau = 0.95).
+    Source: arXiv:2602.06028 section 3 (N_s = 3, N_c = 12, N_l = 6, tau = 0.95); ``when`` and
+    ``filling`` as its release; ``attend`` and ``adjacent`` as Rolling Forcing; ``recache`` as
+    LongLive; ``flush`` and ``cut`` as Infinity-RoPE.
     """
 
     sink: int = 3
@@ -163,6 +181,11 @@ class MemoryConfig:
     tau: float = 0.95
     positions: Positions = "bounded"
     decision: Decision = "per-layer"
+    when: When = "commit"
+    filling: Filling = "promoted"
+    attend: int | None = None
+    commit_reads: CommitReads = "all"
+    switch: Switch = "keep"
 
     def __post_init__(self) -> None:
         for name in ("sink", "slow"):
@@ -174,11 +197,20 @@ class MemoryConfig:
             raise ValueError("memory.fast=None has no bound; use positions='absolute' or 'window'")
         if not -1 < self.tau <= 1:
             raise ValueError(f"memory.tau={self.tau}: expected -1 < tau <= 1")
+        if self.fast is None and self.switch == "recache":
+            raise ValueError("memory.fast=None has no window to recache; set memory.fast")
+        if self.attend is not None and self.attend <= self.sink:
+            raise ValueError(f"memory.attend={self.attend}: expected more than sink={self.sink}")
 
     @property
     def capacity(self) -> int | None:
         """Latents that a chunk attends to, itself included; None when endless."""
         return None if self.fast is None else self.sink + self.slow + self.fast
+
+    @property
+    def observes(self) -> bool:
+        """Whether every pass of a chunk is tested, not its clean pass alone."""
+        return self.slow > 0 and self.when == "every-pass"
 
     def span_latents(self, chunk: int) -> int | None:
         """Latents of film covered, a slow latent counting for its whole interval.
@@ -193,10 +225,23 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Few-step sampling: noise levels before the shift (1 = pure noise), and the flow shift."""
+    """Few-step sampling: noise levels before the shift (1 = pure noise), and the flow shift.
+
+    Args:
+        steps: noise levels, falling.
+        shift: flow shift.
+        sampler: ``chunk`` after chunk; ``rolling``: as many chunks together as there are steps,
+            each a step behind the one before it; or ``passes``: films as long as the memory, each
+            begun with the last chunk of the one before.
+        whole_timesteps: the network is told the nearest of Wan's whole timesteps.
+
+    Source: ``rolling`` is Rolling Forcing; ``passes`` and ``whole_timesteps`` are CausVid.
+    """
 
     steps: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     shift: float = 5.0
+    sampler: Sampler = "chunk"
+    whole_timesteps: bool = False
 
     def __post_init__(self) -> None:
         if not self.steps or any(not 0 < s <= 1 for s in self.steps):
@@ -282,6 +327,24 @@ class Experiment:
             raise ValueError(
                 f"memory.fast={fast} is smaller than geometry.chunk={self.geometry.chunk}; "
                 f"use >= {self.geometry.chunk}"
+            )
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        memory, sampler, chunk = self.memory, self.sample.sampler, self.geometry.chunk
+        if sampler != "chunk" and (memory.slow or memory.when != "commit"):
+            raise ValueError(f"sample.sampler={sampler!r} has no slow memory; set memory.slow=0")
+        if sampler != "chunk" and memory.switch != "keep":
+            raise ValueError(f"sample.sampler={sampler!r}: expected memory.switch='keep'")
+        together = len(self.sample.steps) * chunk
+        if sampler == "rolling" and (memory.attend or 0) < memory.sink + together:
+            raise ValueError(
+                f"memory.attend={memory.attend}: rolling over {len(self.sample.steps)} steps "
+                f"needs >= {memory.sink + together}"
+            )
+        if sampler == "passes" and (memory.sink or (memory.fast or 0) < 2 * chunk):
+            raise ValueError(
+                f"sample.sampler='passes' needs memory.sink=0 and memory.fast >= {2 * chunk}"
             )
 
     def key(self) -> str:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from cfmodel.config import SampleConfig
 
+TIMESTEPS = 1000
+"""Wan's whole timesteps."""
+
 
 @overload
 def shift_sigma(sigma: float, shift: float) -> float: ...
@@ -92,8 +95,22 @@ class FewStep:
     """
 
     sigmas: tuple[float, ...]
+    whole_timesteps: bool = False
 
     @classmethod
     def from_config(cls, sample: SampleConfig) -> "FewStep":
         """The schedule of a config: its steps, warped by its shift."""
-        return cls(tuple(shift_sigma(sigma, sample.shift) for sigma in sample.steps))
+        sigmas = tuple(shift_sigma(sigma, sample.shift) for sigma in sample.steps)
+        return cls(sigmas, sample.whole_timesteps)
+
+    @property
+    def told(self) -> tuple[float, ...]:
+        """The noise level that the network is told at each step.
+
+        Example:
+            >>> FewStep((0.5218,), whole_timesteps=True).told
+            (0.522,)
+        """
+        if not self.whole_timesteps:
+            return self.sigmas
+        return tuple(round(TIMESTEPS * sigma) / TIMESTEPS for sigma in self.sigmas)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cfmodel.config import Attention, Experiment, Geometry
-from cfmodel.flow import FewStep
+from cfmodel.config import Attention, Experiment, Geometry, Switch
 from cfmodel.io.checkpoints import student
 from cfmodel.io.codec import Codec, random_codec, tae_codec
 from cfmodel.io.text import BytePooler, BytesText, TextEncoder
@@ -24,7 +23,9 @@ from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
 from cfmodel.nn.transformer import TextKV, VideoTransformer
 from cfmodel.presets import WAN_STUDENT
-from cfmodel.rollout import HashNoise, rollout
+from cfmodel.rollout import HashNoise
+from cfmodel.samplers import Parts, roll_out
+from cfmodel.scenes import switched
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Request(NamedTuple):
     segments: tuple[tuple[str, float], ...]
     """Texts and their seconds."""
     seed: int
+    switches: tuple[Switch | None, ...] = ()
+    """What the beginning of each segment does to the memory; None is ``memory.switch``."""
 
 
 def segment_of(seconds: Sequence[float], chunk: int, geometry: Geometry) -> int:
@@ -104,7 +107,12 @@ class Pipeline:
         }
 
     def films(
-        self, requests: Sequence[Request], chunks: int, *, history: Tensor | None = None
+        self,
+        requests: Sequence[Request],
+        chunks: int,
+        *,
+        history: Tensor | None = None,
+        memory: SlotMemory | None = None,
     ) -> Iterator[Tensor]:
         """Films made together, as (B, R, Y, X, 3) uint8 CPU tensors, one a chunk.
 
@@ -115,13 +123,14 @@ class Pipeline:
             chunks: how many are made.
             history: what the films have shown so far (see ``encode``): it is committed to the
                 memory, the chunks made go on from it and are all that is returned.
+            memory: as of ``latents``.
 
         Raises:
             ValueError: no request, no chunk, an empty or overlong text, or a history that is no
                 whole number of chunks.
         """
         past = None if history is None else self.encode(history)
-        latents = self.latents(requests, chunks, history=past)
+        latents = self.latents(requests, chunks, history=past, memory=memory)
         return self._decoded(latents, past, len(requests))
 
     def encode(self, frames_BRYXC: Tensor) -> Tensor:
@@ -192,19 +201,54 @@ class Pipeline:
             )
         texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
         tokens = dict(zip(texts, self.text.encode(texts), strict=True))
-        return rollout(
-            self.model,
-            memory or self.memory(batch),
-            _Texts(self.model, requests, tokens, experiment.geometry),
-            flow=FewStep.from_config(experiment.sample),
-            noise=HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
-            chunks=chunks,
-            geometry=experiment.geometry,
-            batch=batch,
-            device=self._device,
-            dtype=self._dtype,
-            continue_from=() if history is None else history.split(experiment.geometry.chunk, 1),
+        text_at = _Texts(self.model, requests, tokens, experiment.geometry)
+        memory = memory or self.memory(batch)
+        past = 0 if history is None else history.shape[1] // experiment.geometry.chunk
+        changes = self._changes(requests, past + chunks)
+        begin = switched(
+            self.model, memory, text_at, lambda chunk: changes.get(chunk, "keep"), dtype=self._dtype
         )
+        parts = Parts(
+            experiment,
+            self.model,
+            memory,
+            text_at,
+            HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
+            batch=batch,
+            dtype=self._dtype,
+            reencode=self._reencoded,
+            begin=begin if changes else None,
+        )
+        split = () if history is None else history.split(experiment.geometry.chunk, 1)
+        return roll_out(parts, chunks, split)
+
+    def _changes(self, requests: Sequence[Request], chunks: int) -> dict[int, Switch]:
+        """What is done to the memory before which chunk.
+
+        Raises:
+            ValueError: films made together whose scenes begin at other times, or a way to switch
+                that the sampler does not have.
+        """
+        plans = [_switches(r, chunks, self.experiment) for r in requests]
+        if any(plan != plans[0] for plan in plans):
+            raise ValueError(
+                "films made together whose memories change at different chunks; make them one at "
+                "a time"
+            )
+        if plans[0] and self.experiment.sample.sampler != "chunk":
+            raise ValueError(
+                f"sample.sampler={self.experiment.sample.sampler!r} cannot change its memory at a "
+                "new text; use switch 'keep'"
+            )
+        return plans[0]
+
+    def _reencoded(self, film_BFCXY: Tensor) -> Tensor:
+        """The last pixel frame of the first latent of a film's last chunk, as a first latent."""
+        geometry = self.experiment.geometry
+        decoder = self.codec.decoder(film_BFCXY.shape[0])
+        frames_BRYXC = [decoder.push(x0) for x0 in film_BFCXY.split(geometry.chunk, dim=1)][-1]
+        at = -1 - geometry.vae_stride[0] * (geometry.chunk - 1)
+        return self.codec.encode(frames_BRYXC[:, at][:, None].cpu())
 
     def _decoded(
         self, latents: Iterator[Tensor], past: Tensor | None, batch: int
@@ -214,6 +258,29 @@ class Pipeline:
             decoder.push(past)
         for latents_BFCXY in latents:
             yield decoder.push(latents_BFCXY).cpu()
+
+
+def _switches(request: Request, chunks: int, experiment: Experiment) -> dict[int, Switch]:
+    """What a film's scenes do to the memory, by their first chunk; scenes that do nothing are out.
+
+    Raises:
+        ValueError: more switches than segments.
+    """
+    if len(request.switches) > len(request.segments):
+        raise ValueError(
+            f"{len(request.switches)} switches for {len(request.segments)} segments; expected one "
+            "a segment"
+        )
+    seconds = [duration for _, duration in request.segments]
+    given: list[Switch | None] = [*request.switches, *[None] * len(request.segments)]
+    segments = [segment_of(seconds, chunk, experiment.geometry) for chunk in range(chunks)]
+    plan: dict[int, Switch] = {}
+    for chunk in range(1, chunks):
+        if segments[chunk] != segments[chunk - 1]:
+            how = given[segments[chunk]] or experiment.memory.switch
+            if how != "keep":
+                plan[chunk] = how
+    return plan
 
 
 class _Texts:

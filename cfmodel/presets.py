@@ -149,12 +149,77 @@ def baseline(base: Experiment, name: str, label: str, **memory: object) -> Exper
     return dataclasses.replace(base, name=name, label=label, base=base.name, memory=changed)
 
 
-def baselines(base: Experiment) -> list[Experiment]:
-    """Published systems as memory policies; windows count the current chunk."""
+def other_readings(base: Experiment) -> list[Experiment]:
+    """The method as its release has it, and with a published rule for what commits read."""
     return [
         baseline(
-            base, "self-forcing", "Self Forcing", sink=0, slow=0, fast=21, positions="absolute"
+            base,
+            "ours-released",
+            "Ours, as released",
+            promotion="surprisal-1",
+            decision="per-layer",
+            when="every-pass",
+            filling="dense",
         ),
+        baseline(base, "commit-forcing", "Ours, commits read recent", commit_reads="recent"),
+    ]
+
+
+def other_samplers(base: Experiment) -> list[Experiment]:
+    """Published systems that do not make one chunk after the other.
+
+    Source: Rolling Forcing (a1477d0) and CausVid (ca21150), whose steps 1000, 757 and 522 are the
+    whole timesteps nearest to 1, 0.28 and 0.12 under shift 8.
+    """
+    rolling = baseline(
+        base,
+        "rolling-forcing",
+        "Rolling Forcing",
+        sink=3,
+        slow=0,
+        fast=21,
+        positions="adjacent",
+        attend=21,
+        commit_reads="recent",
+    )
+    passes = baseline(base, "causvid", "CausVid", sink=0, slow=0, fast=21, positions="absolute")
+    steps = dataclasses.replace(base.sample, steps=(1.0, 0.8, 0.6, 0.4, 0.2), sampler="rolling")
+    few = SampleConfig(steps=(1.0, 0.28, 0.12), shift=8.0, sampler="passes", whole_timesteps=True)
+    return [
+        dataclasses.replace(rolling, sample=steps),
+        dataclasses.replace(passes, sample=few),
+    ]
+
+
+def baselines(base: Experiment) -> list[Experiment]:
+    """Published systems as memory policies; windows count the current chunk."""
+    plain = {"sink": 0, "slow": 0, "fast": 21, "positions": "absolute"}
+    return [
+        # Its training differs, its sampling does not, and its weights are not published.
+        dataclasses.replace(
+            baseline(base, "self-forcing-pp", "Self-Forcing++", **plain), weights=None
+        ),
+        baseline(
+            base,
+            "longlive-recache",
+            "LongLive, re-cached",
+            sink=3,
+            slow=0,
+            fast=9,
+            positions="absolute",
+            switch="recache",
+        ),
+        baseline(
+            base,
+            "infinity-rope-flush",
+            "Infinity-RoPE, flushed",
+            sink=1,
+            slow=0,
+            fast=5,
+            positions="window",
+            switch="flush",
+        ),
+        baseline(base, "self-forcing", "Self Forcing", **plain),
         baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
         baseline(
             base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"
@@ -177,7 +242,13 @@ def baselines(base: Experiment) -> list[Experiment]:
 def presets(family: Family = DEFAULT_FAMILY) -> dict[str, Experiment]:
     """All rows of a family by name: ours, its ablations, the baselines."""
     base = ours(family)
-    rows = [base, *ablations(base), *baselines(base)]
+    rows = [
+        base,
+        *ablations(base),
+        *other_readings(base),
+        *baselines(base),
+        *other_samplers(base),
+    ]
     table = {row.name: row for row in rows}
     if len(table) != len(rows):
         raise RuntimeError("two presets share a name")

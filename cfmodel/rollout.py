@@ -3,6 +3,7 @@
 Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a latent.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -53,9 +54,12 @@ class HashNoise:
         return torch.stack(films)
 
 
-def prepare_views(model: VideoTransformer, memory: Memory, frames: int) -> list[PreparedView]:
+def prepare_views(
+    model: VideoTransformer, memory: Memory, frames: int, *, clean: bool = False
+) -> list[PreparedView]:
     """Every layer's view of the memory, made ready for the passes of one chunk."""
-    return model.prepare([memory.view(layer, frames) for layer in range(model.config.layers)])
+    layers = range(model.config.layers)
+    return model.prepare([memory.view(layer, frames, clean=clean) for layer in layers])
 
 
 def commit_chunk(
@@ -81,8 +85,12 @@ def clean_pass(
 
 def take_in(memory: Memory, kv: Sequence[tuple[Tensor, Tensor]]) -> None:
     """A chunk's keys and values into the memory."""
+    memory.commit(_chunk_kv(kv, memory.frames))
+
+
+def _chunk_kv(kv: Sequence[tuple[Tensor, Tensor]], first_frame: int) -> ChunkKV:
     k, v = zip(*kv, strict=True)
-    memory.commit(ChunkKV(k, v, memory.frames))
+    return ChunkKV(k, v, first_frame)
 
 
 @torch.no_grad()
@@ -99,6 +107,7 @@ def rollout(
     device: torch.device | str,
     dtype: torch.dtype,
     continue_from: Iterable[Tensor] = (),
+    begin: Callable[[int, Sequence[Tensor]], None] | None = None,
 ) -> Iterator[Tensor]:
     """Clean latent chunks B F C X Y, float32, each yielded after it is committed.
 
@@ -114,24 +123,39 @@ def rollout(
         device: where the model is.
         dtype: dtype in which latents enter the model; the flow itself is float32.
         continue_from: clean chunks committed first and not yielded (forced history).
+        begin: called before each chunk with its index and the latest clean chunks, as many as the
+            memory reads; may change the memory (see ``cfmodel.scenes``).
 
     Source: arXiv:2602.06028, inference: few steps with fresh noise between them, clean commit pass.
     """
-    frames = geometry.chunk
+    config, frames = memory.config, geometry.chunk
+    capacity = 0 if begin is None else config.capacity or 0
+    recent = deque[Tensor](maxlen=capacity // frames)
+    separate = config.commit_reads != "all"
+
+    def commit(x0: Tensor, text: TextKV, views: Sequence[PreparedView]) -> None:
+        if separate:
+            views = prepare_views(model, memory, frames, clean=True)
+        commit_chunk(model, memory, x0.to(device=device, dtype=dtype), text, views)
+        recent.append(x0)
+
     for x0 in continue_from:
         text = text_at(memory.frames // frames)
-        views = prepare_views(model, memory, frames)
-        commit_chunk(model, memory, x0.to(device=device, dtype=dtype), text, views)
+        commit(x0, text, prepare_views(model, memory, frames))
     shape = (batch, frames, model.config.latent_channels, *geometry.latent_size)
     for _ in range(chunks):
         chunk = memory.frames // frames
+        if begin is not None:
+            begin(chunk, recent)
         text = text_at(chunk)
         views = prepare_views(model, memory, frames)
         x0 = torch.zeros(shape, device=device)
         for step, sigma in enumerate(flow.sigmas):
             xt = add_noise(x0, to_device(noise(chunk, step, shape), device), sigma)
-            sigma_BF = torch.full(shape[:2], sigma, device=device)
-            v = model(xt.to(dtype), sigma_BF, text, context=views).v_BFCXY
-            x0 = x0_from_v(xt, v.float(), sigma)
-        commit_chunk(model, memory, x0.to(dtype), text, views)
+            told_BF = torch.full(shape[:2], flow.told[step], device=device)
+            out = model(xt.to(dtype), told_BF, text, context=views, return_kv=config.observes)
+            x0 = x0_from_v(xt, out.v_BFCXY.float(), sigma)
+            if out.kv is not None and memory.observe(_chunk_kv(out.kv, memory.frames)):
+                views = prepare_views(model, memory, frames)
+        commit(x0, text, views)
         yield x0

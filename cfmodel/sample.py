@@ -12,9 +12,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from cfmodel.config import Attention, Experiment, Geometry, digest
+from cfmodel.config import Attention, Experiment, Geometry, Switch, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +30,15 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """A prompt: an id, which with the seed decides the noise, and texts with their seconds."""
+    """A prompt: an id, which with the seed decides the noise, and texts with their seconds.
+
+    ``switches`` is what the beginning of each segment does to the memory; None is what the preset
+    does.
+    """
 
     id: str
     segments: tuple[tuple[str, float], ...]
+    switches: tuple[Switch | None, ...] = ()
 
 
 def script_of(text: str, seconds: float) -> Script:
@@ -41,22 +46,49 @@ def script_of(text: str, seconds: float) -> Script:
     return Script(id=f"p-{digest(text)}", segments=((text, seconds),))
 
 
+def read_scenes(path: Path) -> Script:
+    """The one film of a file of scenes: JSON lines of ``text``, ``seconds`` and maybe ``switch``.
+
+    Its id follows from the texts.
+
+    Raises:
+        ValueError: no such file, no UTF-8, no scenes, or a line that cannot be used.
+    """
+    scenes: list[tuple[str, float, Switch | None]] = []
+    for number, line in enumerate(_lines(path, "--scenes"), 1):
+        if line.strip():
+            try:
+                scenes.append(_parse_scene(_json_object(line)))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not scenes:
+        raise ValueError(f"{path} holds no scenes; write one a line")
+    joined = "\n".join(text for text, _, _ in scenes)
+    segments = tuple((text, seconds) for text, seconds, _ in scenes)
+    switches: tuple[Switch | None, ...] = tuple(switch for _, _, switch in scenes)
+    return _checked(Script(id=f"p-{digest(joined)}", segments=segments, switches=switches))
+
+
+def _lines(path: Path, option: str) -> list[str]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; split it")
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; check {option}") from error
+
+
 def read_scripts(path: Path, seconds: float) -> list[Script]:
     """Prompts of a file: JSON lines for ``.jsonl``, else one text a line.
 
-    A JSON line has ``text``, or ``segments`` of ``text`` and ``seconds``, and may have an ``id``.
+    A JSON line has ``text``, or ``segments`` like lines of ``read_scenes``, and may have an ``id``.
 
     Raises:
         ValueError: no such file, no UTF-8, no prompts, or a line that cannot be used.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; split it")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; check --prompts") from error
+    lines = _lines(path, "--prompts")
     scripts = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -73,20 +105,40 @@ def read_scripts(path: Path, seconds: float) -> list[Script]:
     return scripts
 
 
-def _parse_json(line: str, seconds: float) -> Script:
+def _json_object(line: str) -> dict[str, Any]:
     try:
         tree = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(tree, dict):
         raise ValueError("expected a JSON object with text or segments")
+    return cast(dict[str, Any], tree)
+
+
+def _parse_scene(tree: dict[str, Any]) -> tuple[str, float, Switch | None]:
     try:
-        segments = tree.get("segments") or [{"text": tree["text"], "seconds": seconds}]
-        pairs = tuple((str(part["text"]), float(part["seconds"])) for part in segments)
+        text, seconds = str(tree["text"]), float(tree["seconds"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("expected text, or segments of text and seconds (a number)") from error
-    text = "\n".join(text for text, _ in pairs)
-    return Script(id=str(tree.get("id", f"p-{digest(text)}")), segments=pairs)
+    switch = tree.get("switch")
+    if switch is not None and switch not in get_args(Switch):
+        raise ValueError(f"switch {switch!r}: expected one of {', '.join(get_args(Switch))}")
+    return text, seconds, switch
+
+
+def _parse_json(line: str, seconds: float) -> Script:
+    tree = _json_object(line)
+    try:
+        parts: list[Any] = tree.get("segments") or [{"text": tree["text"], "seconds": seconds}]
+        scenes = [_parse_scene(part) for part in parts]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("expected text, or segments of text and seconds (a number)") from error
+    text = "\n".join(text for text, _, _ in scenes)
+    return Script(
+        id=str(tree.get("id", f"p-{digest(text)}")),
+        segments=tuple((text, duration) for text, duration, _ in scenes),
+        switches=tuple(switch for _, _, switch in scenes),
+    )
 
 
 def _checked(script: Script) -> Script:
@@ -151,12 +203,13 @@ def sample(
     device: str | None,
     attention: Attention,
     after: Path | None = None,
+    image: Path | None = None,
     base: str | None = None,
 ) -> dict[str, Any]:
     """Makes the films of ``scripts`` at ``paths``, and returns what was made.
 
     With ``after`` each film begins with the pictures of that film, cut to whole chunks, and goes on
-    from them for ``seconds``.
+    from them for ``seconds``; with ``image`` it begins with that picture, held for a chunk.
 
     Raises:
         ValueError: weights, device or backend cannot be used.
@@ -168,6 +221,7 @@ def sample(
     geometry = experiment.geometry
     chunks, wanted = geometry.chunks_for(seconds), max(1, round(seconds * geometry.fps))
     history = None if after is None else read_history(after, geometry)
+    history = history if image is None else read_image(image, geometry)
     if history is not None:
         # A later chunk has more pixel frames than the first of a film.
         chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
@@ -178,7 +232,7 @@ def sample(
         for script, path in zip(scripts, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
-            request = Request(script.id, script.segments, seed)
+            request = Request(script.id, script.segments, seed, script.switches)
             with FilmWriter(
                 path, fps=geometry.fps, height=geometry.height, width=geometry.width
             ) as writer:
@@ -229,6 +283,31 @@ def read_history(path: Path, geometry: Geometry) -> "Tensor":
             f"a film of at least {geometry.pixel_frames(geometry.chunk)}"
         )
     return torch.from_numpy(np.stack(shown[: geometry.pixel_frames(whole)]))[None]
+
+
+def read_image(path: Path, geometry: Geometry) -> "Tensor":
+    """A picture (1, R, Y, X, 3), centre-cropped and resized, as often as a first chunk shows.
+
+    Raises:
+        ValueError: no such picture, or one that cannot be decoded.
+    """
+    import numpy as np
+    import torch
+
+    from cfmodel.io.film import FilmError, frames
+
+    if not path.is_file():
+        raise ValueError(f"no picture at {path}; check --image")
+    try:
+        shown = next(
+            frames(path, fps=geometry.fps, height=geometry.height, width=geometry.width), None
+        )
+    except FilmError as error:
+        raise ValueError(f"{path}: {error}; use another picture for --image") from error
+    if shown is None:
+        raise ValueError(f"{path} shows no picture; use another for --image")
+    held = np.repeat(shown.rgb_YXC[None], geometry.pixel_frames(geometry.chunk), axis=0)
+    return torch.from_numpy(held)[None]
 
 
 def _made(path: Path, script: Script, seed: int, frames: int, wall_s: float) -> dict[str, Any]:

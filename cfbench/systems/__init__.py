@@ -1,7 +1,8 @@
 """Systems by name: ``family/row`` or ``row`` of the tiny family.
 
 A row is one of the table below or, for everything else, a preset of the model package. A preset
-may carry changed fields, as in ``tiny/ours+memory.tau=0.9``.
+may carry changed fields, as in ``tiny/ours+memory.tau=0.9``. The path of a manifest, which ends in
+``.toml``, is a program of others (``cfbench.systems.external``).
 """
 
 import itertools
@@ -20,10 +21,15 @@ SYSTEMS = Table(
         "preset": "cfbench.systems.cf:PRESET",
         "rendered-truth": "cfbench.systems.reference:RENDERED_TRUTH",
         "frozen": "cfbench.systems.reference:FROZEN",
+        "external": "cfbench.systems.external:EXTERNAL",
     },
     group="cfbench.systems",
 )
 PRESET = "preset"
+EXTERNAL = "external"
+MANIFEST = ".toml"
+KINDS = (PRESET, EXTERNAL)
+"""Entries that are no rows themselves."""
 ALL = "all"
 
 
@@ -64,8 +70,10 @@ class Factory(Protocol):
 
 def factory(address: str) -> Factory:
     """The factory behind an address."""
+    if address.endswith(MANIFEST):
+        return SYSTEMS.get(EXTERNAL)
     row = address.partition("+")[0].rpartition("/")[2]
-    return SYSTEMS.get(row if row in SYSTEMS.targets() and row != PRESET else PRESET)
+    return SYSTEMS.get(row if row in SYSTEMS.targets() and row not in KINDS else PRESET)
 
 
 def describe(addresses: Sequence[str]) -> list[SystemSpec]:

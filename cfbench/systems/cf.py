@@ -10,8 +10,7 @@ from cfbench.errors import CfError
 from cfbench.plan import SystemSpec
 from cfbench.provenance import process_peak_gib
 from cfbench.registry import unknown
-from cfbench.systems import PRESET as PRESET_ENTRY
-from cfbench.systems import SYSTEMS
+from cfbench.systems import KINDS, SYSTEMS
 from cfbench.types import Job, Prompt
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Preset:
         family, row = split(name)
         table = presets.presets(family)
         if row not in table:
-            known = [*table, *(key for key in SYSTEMS.targets() if key != PRESET_ENTRY)]
+            known = [*table, *(key for key in SYSTEMS.targets() if key not in KINDS)]
             raise unknown("system", row, known)
         try:
             return presets.override(table[row], tuple(overrides))
@@ -141,7 +140,7 @@ class Preset:
         from cfmodel import presets
 
         family, _ = split(f"{prefix}ours")
-        references = [name for name in SYSTEMS.entries if name != PRESET_ENTRY]
+        references = [name for name in SYSTEMS.entries if name not in KINDS]
         return [f"{prefix}{row}" for row in [*presets.presets(family), *references]]
 
     def check_prompts(self, address: str, prompts: Sequence[Prompt]) -> list[str]:

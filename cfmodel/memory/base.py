@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cfmodel.config import MemoryConfig
 from cfmodel.nn.attention import ChunkKV, KVView
 
 Role = Literal["sink", "slow", "fast"]
@@ -29,6 +30,11 @@ class Memory(Protocol):
     """Keys and values of past frames, for each layer."""
 
     @property
+    def config(self) -> MemoryConfig:
+        """What decides which frames are kept and read."""
+        ...
+
+    @property
     def frames(self) -> int:
         """Latent frames committed so far."""
         ...
@@ -37,8 +43,12 @@ class Memory(Protocol):
         """What a layer remembers of one film, in the order of positions; for tests and plots."""
         ...
 
-    def view(self, layer: int, new_frames: int) -> KVView:
-        """What a layer may attend to while ``new_frames`` are denoised."""
+    def view(self, layer: int, new_frames: int, *, clean: bool = False) -> KVView:
+        """What a layer may attend to while ``new_frames`` are denoised, or in their clean pass."""
+        ...
+
+    def observe(self, chunk: ChunkKV) -> bool:
+        """Look at a pass of a chunk; whether what is remembered has changed."""
         ...
 
     def commit(self, chunk: ChunkKV) -> None:

@@ -28,7 +28,8 @@ def place(
 
     Args:
         scheme: ``absolute`` is the true frame; ``window`` packs everything held from 0; ``bounded``
-            puts the sink at 0 and all others in one run ending at ``min(end, capacity - 1)``.
+            puts the sink at 0 and all others in one run ending at ``min(end, capacity - 1)``;
+            ``adjacent`` leaves all others at their true frames and puts the sink just before.
         sink: absolute frames held as sink.
         others: absolute frames held as slow, then fast, memory.
         committed: frames committed so far, the absolute index of the first new frame.
@@ -38,7 +39,8 @@ def place(
     Raises:
         ValueError: ``bounded`` without a capacity.
 
-    Source: arXiv:2602.06028, eq. 8, in its consistent reading (sink 0-2, slow 3-14, fast 15-20).
+    Source: arXiv:2602.06028, eq. 8, in its consistent reading (sink 0-2, slow 3-14, fast 15-20);
+    ``adjacent`` is Rolling Forcing's.
 
     Example:
         >>> place("bounded", (0, 1, 2), (6, 30), committed=33, new_frames=3, capacity=21)
@@ -47,6 +49,10 @@ def place(
     match scheme:
         case "absolute":
             return Placement(sink + others, tuple(range(committed, committed + new_frames)))
+        case "adjacent":
+            first = min((*others, committed))
+            moved = tuple(range(first - len(sink), first))
+            return Placement(moved + others, tuple(range(committed, committed + new_frames)))
         case "window":
             held = len(sink) + len(others)
             return Placement(tuple(range(held)), tuple(range(held, held + new_frames)))

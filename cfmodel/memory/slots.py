@@ -21,6 +21,14 @@ from cfmodel.nn.attention import ChunkKV, KVView
 
 GROWTH_CHUNKS = 16
 """Chunks by which an endless memory grows, so that a commit seldom copies it."""
+FLUSH_KEEPS = 2
+CUT_TO = 45
+"""Latents that a flush keeps beside the sink, and where a scene that is cut to begins in time.
+
+Source: Infinity-RoPE.
+"""
+TESTS_KEPT = 1 << 16
+"""Tests of candidates that are remembered, so that a film of any length needs bounded memory."""
 
 
 class Promotion(NamedTuple):
@@ -71,11 +79,9 @@ class SlotMemory:
         padded: views always show every slot of the buffer, absent ones masked, so that all chunks
             of a film have one shape; for compiled training, not for an endless memory.
 
-    Attributes:
-        promotions: every test of a candidate so far.
-
-    Source: arXiv:2602.06028 section 3; deviations: promotion is tested once a chunk, at the clean
-    commit, against the previous committed chunk, and at a two-chunk interval.
+    Source: arXiv:2602.06028 section 3; deviations unless the config says otherwise: promotion is
+    tested once a chunk, at the clean commit, against the previous committed chunk, and at a
+    two-chunk interval.
     """
 
     def __init__(
@@ -126,20 +132,27 @@ class SlotMemory:
         ]
         self._promoted = [[0] * self.batch for _ in range(self.layers)]
         self._means: Tensor | None = None
-        self._layouts: dict[int, list[_Layout]] = {}
-        self.promotions: list[Promotion] = []
+        self._layouts: dict[tuple[int, bool], list[_Layout]] = {}
+        self._since = 0
+        self._is_cut = False
+        self._tests = deque[Promotion](maxlen=TESTS_KEPT)
 
     @property
     def frames(self) -> int:
         """Latent frames committed so far."""
         return self._frames
 
+    @property
+    def promotions(self) -> list[Promotion]:
+        """The latest tests of candidates, oldest first."""
+        return list(self._tests)
+
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, for a run that goes on later; the history of tests is not."""
         return {
             "k": self._k, "v": self._v, "means": self._means, "frames": self._frames,
             "slow": [[list(film) for film in layer] for layer in self._slow],
-            "promoted": self._promoted,
+            "promoted": self._promoted, "since": self._since,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,7 +161,7 @@ class SlotMemory:
         self._k, self._v = (state[name].to(self._device) for name in ("k", "v"))
         means = state["means"]
         self._means = None if means is None else means.to(self._device)
-        self._frames = state["frames"]
+        self._frames, self._since = state["frames"], state["since"]
         self._promoted = [list(layer) for layer in state["promoted"]]
         for layer, films in zip(self._slow, state["slow"], strict=True):
             for held, entries in zip(layer, films, strict=True):
@@ -166,17 +179,23 @@ class SlotMemory:
             for item, position in zip(held, positions, strict=True)
         )
 
-    def view(self, layer: int, new_frames: int) -> KVView:
+    def view(self, layer: int, new_frames: int, *, clean: bool = False) -> KVView:
         """What a layer may attend to while ``new_frames`` are denoised; valid until ``commit``.
 
+        Args:
+            layer: of the network.
+            new_frames: frames of the pass.
+            clean: the view of the pass whose keys are committed.
+
         Raises:
-            ValueError: ``new_frames`` is not in 1..chunk.
+            ValueError: ``new_frames`` is not in 1..chunk, or in 1..attend less the sink.
         """
-        if not 1 <= new_frames <= self.geometry.chunk:
-            raise ValueError(f"new_frames={new_frames}: expected 1 to {self.geometry.chunk}")
-        if new_frames not in self._layouts:
-            self._layouts[new_frames] = self._lay_out(new_frames)
-        layout = self._layouts[new_frames][layer]
+        most = (self.config.attend or self.geometry.chunk + self.config.sink) - self.config.sink
+        if not 1 <= new_frames <= most:
+            raise ValueError(f"new_frames={new_frames}: expected 1 to {most}")
+        if (new_frames, clean) not in self._layouts:
+            self._layouts[new_frames, clean] = self._lay_out(new_frames, clean)
+        layout = self._layouts[new_frames, clean][layer]
         return KVView(
             k_BKHD=_take(self._k[layer], layout.slots).flatten(1, 2),
             v_BKHD=_take(self._v[layer], layout.slots).flatten(1, 2),
@@ -206,9 +225,94 @@ class SlotMemory:
                 for layer in range(self.layers):
                     self._k[layer, :, slot] = frames_k[layer][:, offset]
                     self._v[layer, :, slot] = frames_v[layer][:, offset]
+            self._fill(
+                first + offset, [k[:, offset] for k in frames_k], [v[:, offset] for v in frames_v]
+            )
         self._promote(chunk, frames_k, frames_v)
         self._frames = first + size
         self._layouts = {}
+        self._is_cut = False
+
+    @torch.no_grad()
+    def observe(self, chunk: ChunkKV) -> bool:
+        """Test a pass of the chunk being denoised, where ``when`` is ``every-pass``.
+
+        A promoted latent keeps the keys of the pass that tripped the test, and the passes after it
+        read them.
+
+        Returns:
+            Whether what is remembered has changed; views are then to be made anew.
+
+        Source: released behaviour of arXiv:2602.06028; deviations: there the pass that trips the
+        test reads its own promoted latent already, and the cosine is a mean over the batch.
+        """
+        if self.config.when == "commit":
+            return False
+        self._check(chunk)
+        size, before = self.geometry.chunk, [list(layer) for layer in self._promoted]
+        frames_k = [k.unflatten(1, (size, -1)) for k in chunk.k]
+        frames_v = [v.unflatten(1, (size, -1)) for v in chunk.v]
+        self._promote(chunk, frames_k, frames_v)
+        self._layouts = {}
+        return before != self._promoted
+
+    def flush(self) -> None:
+        """Forget all but the sink and the last two latents."""
+        self._since = max(self._since, self._frames - FLUSH_KEEPS)
+        for layer in range(self.layers):
+            for sample in range(self.batch):
+                self._slow[layer][sample].clear()
+                self._promoted[layer][sample] = 0
+        self._layouts = {}
+
+    def cut(self) -> None:
+        """Flush, and put the next chunk far away in time, for that chunk alone."""
+        self.flush()
+        self._is_cut = True
+
+    @torch.no_grad()
+    def rewrite(self, kv: Sequence[tuple[Tensor, Tensor]], first_frame: int) -> None:
+        """Other keys and values for frames that are held in the window.
+
+        Args:
+            kv: every layer's, B L H D, of the frames from ``first_frame`` to the last committed.
+            first_frame: 0 rewrites the sink too; later frames leave it.
+        """
+        for layer, (k_BLHD, v_BLHD) in enumerate(kv):
+            frames = self._frames - first_frame
+            k = k_BLHD.unflatten(1, (frames, -1))
+            v = v_BLHD.unflatten(1, (frames, -1))
+            for offset in range(frames):
+                frame = first_frame + offset
+                slot = self._slot_of(frame, self._frames)
+                if slot is not None and (first_frame == 0 or frame >= self.config.sink):
+                    self._k[layer, :, slot] = k[:, offset]
+                    self._v[layer, :, slot] = v[:, offset]
+
+    def sink_view(self, layer: int, sink: int, first_frame: int, new_frames: int) -> KVView:
+        """The first ``sink`` frames alone, at their true positions, for other frames than the next.
+
+        Args:
+            layer: of the network.
+            sink: frames of the sink to show.
+            first_frame: of the pass.
+            new_frames: frames of the pass.
+        """
+        kept = torch.arange(sink, device=self._device)[None]
+        query = torch.arange(first_frame, first_frame + new_frames, device=self._device)[None]
+        k, v = (x[layer, :, :sink].flatten(1, 2) for x in (self._k, self._v))
+        return KVView(k_BKHD=k, v_BKHD=v, positions_BT=kept, query_positions_BF=query)
+
+    def _fill(self, frame: int, k: list[Tensor], v: list[Tensor]) -> None:
+        """Put an early frame in a slot of slow memory that nothing was promoted to yet."""
+        at = frame - self.config.sink
+        if self.config.filling != "dense" or not 0 <= at < self.config.slow:
+            return
+        for layer in range(self.layers):
+            for sample in range(self.batch):
+                if self._promoted[layer][sample] <= at:
+                    self._k[layer, sample, self._slow_at + at] = k[layer][sample]
+                    self._v[layer, sample, self._slow_at + at] = v[layer][sample]
 
     def _check(self, chunk: ChunkKV) -> None:
         if chunk.first_frame != self._frames:
@@ -265,8 +369,11 @@ class SlotMemory:
             rows, slots = list[int](), list[int]()
             for sample in range(self.batch):
                 cosine = None if cosines is None else cosines[layer][sample]
+                held = self._slow[layer][sample]
+                if held and held[-1][0] == chunk.first_frame:
+                    continue
                 keep = kept[layer][sample]
-                self.promotions.append(Promotion(index, layer, sample, cosine, keep))
+                self._tests.append(Promotion(index, layer, sample, cosine, keep))
                 if keep:
                     rows.append(sample)
                     slots.append(self._next_slot(layer, sample, chunk.first_frame))
@@ -287,15 +394,40 @@ class SlotMemory:
     def _held(self, layer: int, sample: int) -> list[_Held]:
         end = self._frames
         sink = min(self.config.sink, end)
-        first_fast = sink if self._past is None else max(sink, end - self._past)
+        first_fast = max(sink, self._since, 0 if self._past is None else end - self._past)
+        slow = list(self._slow[layer][sample])
+        if self.config.filling == "dense":
+            # Early frames are held once: in the slots of slow memory, until these are promoted to.
+            first_fast = max(first_fast, self.config.sink + self.config.slow)
+            dense = range(max(self._since - sink, self._promoted[layer][sample]), self.config.slow)
+            slow += [(sink + at, self._slow_at + at) for at in dense if sink + at < end]
         fast = [(frame, self._slot_of(frame, end)) for frame in range(first_fast, end)]
         return [
             *(_Held(frame, "sink", frame) for frame in range(sink)),
-            *(_Held(frame, "slow", slot) for frame, slot in self._slow[layer][sample]),
+            *(_Held(frame, "slow", slot) for frame, slot in slow),
             *(_Held(frame, "fast", slot) for frame, slot in fast if slot is not None),
         ]
 
+    def _read(self, held: list[_Held], new_frames: int, clean: bool) -> list[_Held]:
+        """What a pass attends to of what is held: the newest, if ``attend`` sets a limit."""
+        if clean or self.config.attend is None:
+            return held
+        sink = [item for item in held if item.role == "sink"]
+        room = self.config.attend - len(sink) - new_frames
+        others = held[len(sink) :]
+        return sink + others[max(0, len(others) - room) :]
+
+    def _is_recent(self, item: _Held) -> bool:
+        past = self._frames if self._past is None else self._past
+        return item.role != "slow" and item.frame >= self._frames - past
+
     def _place(self, held: list[_Held], new_frames: int) -> Placement:
+        placement = self._placed(held, new_frames)
+        if not self._is_cut:
+            return placement
+        return placement._replace(query=tuple(range(CUT_TO, CUT_TO + new_frames)))
+
+    def _placed(self, held: list[_Held], new_frames: int) -> Placement:
         return place(
             self.config.positions,
             tuple(item.frame for item in held if item.role == "sink"),
@@ -305,14 +437,17 @@ class SlotMemory:
             capacity=self.config.capacity,
         )
 
-    def _row(self, held: list[_Held], new_frames: int) -> _Row:
+    def _row(self, held: list[_Held], new_frames: int, clean: bool) -> _Row:
+        held = self._read(held, new_frames, clean)
         placement = self._place(held, new_frames)
         positions, present = [0] * self._k.shape[2], [False] * self._k.shape[2]
+        recent = clean and self.config.commit_reads == "recent"
         for item, position in zip(held, placement.memory, strict=True):
-            positions[item.slot], present[item.slot] = position, True
+            positions[item.slot] = position
+            present[item.slot] = self._is_recent(item) if recent else True
         return _Row(tuple(positions), tuple(present), placement.query)
 
-    def _lay_out(self, new_frames: int) -> list[_Layout]:
+    def _lay_out(self, new_frames: int, clean: bool) -> list[_Layout]:
         """Positions of all layers, sent to the device in one copy for each kind of tensor."""
         # With one decision for all, every layer holds the same frames.
         layers = 1 if self.config.decision == "shared" else self.layers
@@ -323,7 +458,7 @@ class SlotMemory:
                 # Only slow memory differs between layers and films, so most rows are shared.
                 key = tuple(self._slow[layer][sample])
                 if key not in rows_of:
-                    rows_of[key] = self._row(self._held(layer, sample), new_frames)
+                    rows_of[key] = self._row(self._held(layer, sample), new_frames, clean)
                 rows.append(rows_of[key])
         positions_NBT = self._by_layer([row.positions for row in rows], torch.int64)
         queries_NBF = self._by_layer([row.query for row in rows], torch.int64)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -129,8 +131,13 @@ def test_a_changed_field_makes_a_custom_row(run):
     ("arguments", "words"),
     [
         (("--nonsense",), "No such option"),
-        ((), "give --prompt TEXT, or --prompts FILE"),
-        (("--prompt", "a", "--prompts", "p.txt"), "give --prompt TEXT, or --prompts FILE"),
+        ((), "give one of --prompt TEXT, --prompts FILE and --scenes FILE"),
+        (("--prompt", "a", "--prompts", "p.txt"), "give one of --prompt TEXT, --prompts FILE"),
+        (("--prompt", "a", "--scenes", "s.jsonl"), "give one of --prompt TEXT, --prompts FILE"),
+        (("--scenes", "none.jsonl"), "No such file or directory; check --scenes"),
+        (("--prompt", "a", "--image", "none.png"), "no picture at none.png"),
+        (("--prompt", "a", "--image", "x.png", "--continue", "y.mp4"), "not both"),
+        (("--prompt", "a", "--set", "memory.switch=jump"), "expected typing.Literal"),
         (("--prompt", ""), "empty prompt; describe"),
         (("--prompt", "x" * 257), "257 bytes, but text.max_bytes=256; shorten"),
         (("--prompt", "a", "--preset", "nano/our"), "unknown preset 'nano/our'; try one of"),
@@ -196,6 +203,80 @@ def test_a_film_is_continued(run, refuse, tmp_path):
     assert frames(tmp_path / "y.mp4") == 21 + 16
     Path("z.mp4").write_bytes(b"no film")
     assert "z.mp4" in refuse(*nano("--prompt", "a", "--continue", "z.mp4"))
+
+
+def scenes(*rows):
+    text = "".join(json.dumps(dict(zip(("text", "seconds", "switch"), r, strict=False))) + "\n"
+                   for r in rows)  # fmt: skip
+    Path("s.jsonl").write_text(text, encoding="utf-8")
+    return ("--scenes", "s.jsonl", "--json")
+
+
+def test_scenes_make_one_film(run, tmp_path):
+    def made(*rows, preset="nano/infinity-rope"):
+        arguments = ("sample", "--preset", preset, "--device", "cpu", "--out", "x.mp4")
+        done = run(*arguments, *scenes(*rows))
+        assert done.code == 0, done.err
+        return json.loads(done.out)["films"][0]
+
+    first = ("a red ball", 3.0)
+    kept = made(first, ("a blue cube", 2.0))
+    assert kept["frames"] == 5 * 16 == frames(tmp_path / "x.mp4")
+    cut = made(first, ("a blue cube", 2.0, "cut"))
+    flushed = made(first, ("a blue cube", 2.0, "flush"))
+    recached = made(first, ("a blue cube", 2.0, "recache"))
+    # This memory holds the sink and two latents anyway, so a flush changes nothing.
+    assert flushed["sha256"] == kept["sha256"]
+    assert len({film["sha256"] for film in (kept, cut, recached)}) == 3
+    by_preset = made(first, ("a blue cube", 2.0), preset="nano/infinity-rope-flush")
+    assert by_preset["sha256"] == flushed["sha256"]
+    assert made(first, ("a blue cube", 2.0, "keep"), preset="nano/longlive-recache") != recached
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ((), "holds no scenes"),
+        ((("a", 1.0, "jump"),), "switch 'jump': expected one of keep, recache, flush, cut"),
+        ((("a",),), "expected text, or segments of text and seconds"),
+        ((("a", 0),), "must be positive"),
+        ((("", 1),), "empty prompt"),
+    ],
+)
+def test_refused_scenes(rows, words, refuse, run):
+    given = scenes(*rows)
+    assert words in refuse("sample", "--preset", "nano", "--device", "cpu", *given)
+
+
+def test_memories_that_cannot_switch_say_so(refuse):
+    given = scenes(("a", 1.0), ("b", 1.0, "flush"))
+    words = refuse("sample", "--preset", "nano/causvid", "--device", "cpu", *given)
+    assert "cannot change its memory at a new text" in words
+
+
+def test_a_film_begins_with_a_picture(run, refuse, tmp_path):
+    picture = np.zeros((40, 64, 3), np.uint8)
+    picture[:, 32:] = 200
+    cv2.imwrite("x.png", picture)
+    arguments = nano("--prompt", "a red ball", "--seconds", 1)
+    assert run(*arguments, "--image", "x.png", "--out", "x.mp4").code == 0
+    # A chunk shows the picture; then comes the second asked for.
+    assert frames(tmp_path / "x.mp4") == 9 + 16
+    with av.open("x.mp4") as film:
+        shown = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    left, right = shown[0][:, :28].mean(), shown[0][:, 36:].mean()
+    assert (left, right) == (pytest.approx(0, abs=6), pytest.approx(200, abs=6))
+    assert abs(shown[8].astype(int) - shown[0]).mean() < 3
+    Path("z.png").write_bytes(b"no picture")
+    assert "z.png" in refuse(*nano("--prompt", "a", "--image", "z.png"))
+
+
+@pytest.mark.parametrize("row", ["rolling-forcing", "causvid", "ours-released", "commit-forcing"])
+def test_other_ways_make_films(run, tmp_path, row):
+    done = run("sample", "--preset", f"nano/{row}", "--device", "cpu", "--prompt", "a",
+               "--seconds", 6, "--out", "x.mp4")  # fmt: skip
+    assert done.code == 0, done.err
+    assert frames(tmp_path / "x.mp4") == 6 * 16
 
 
 def test_films_of_a_file_need_a_folder(refuse):

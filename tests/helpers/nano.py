@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from cfmodel.config import Experiment, MemoryConfig
-from cfmodel.flow import FewStep
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn, sdpa
 from cfmodel.nn.transformer import TextKV, VideoTransformer
 from cfmodel.presets import ours
-from cfmodel.rollout import HashNoise, rollout
+from cfmodel.rollout import HashNoise
+from cfmodel.samplers import Parts, roll_out
 
 NANO = ours("nano")
 # Among the cosines of random nano films, so that films of a batch promote different chunks.
@@ -80,17 +80,15 @@ def films(
 ) -> Tensor:
     model = model or nano_model(experiment)
     text = text or nano_text(model, len(ids))
-    made = rollout(
+    parts = Parts(
+        experiment,
         model,
         memory or nano_memory(experiment.memory, len(ids), experiment),
         lambda chunk: text,
-        flow=FewStep.from_config(experiment.sample),
-        noise=HashNoise(ids, [0] * len(ids)),
-        chunks=chunks,
-        geometry=experiment.geometry,
+        HashNoise(ids, [0] * len(ids)),
         batch=len(ids),
-        device="cpu",
         dtype=torch.float32,
-        continue_from=continue_from,
+        reencode=lambda film: film[:, -experiment.geometry.chunk][:, None],
     )
+    made = roll_out(parts, chunks, continue_from)
     return torch.cat(list(made), dim=1)

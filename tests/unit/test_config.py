@@ -20,6 +20,8 @@ from cfmodel.presets import (
     ablations,
     baselines,
     describe,
+    other_readings,
+    other_samplers,
     ours,
     override,
     preset,
@@ -56,9 +58,21 @@ def test_each_ablation_differs_from_ours_in_one_leaf(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_baselines_change_memory_alone(family):
     base = ours(family)
-    for row in baselines(base):
+    rows = baselines(base)
+    for row in rows:
         assert row.label != base.label
         assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory"}
+        assert (row.weights == base.weights) == (row.name != "self-forcing-pp")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_readings_and_samplers_change_what_they_name(family):
+    base = ours(family)
+    for row in other_readings(base):
+        assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory"}
+        assert row.weights == base.weights
+    for row in other_samplers(base):
+        assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory", "sample"}
         assert row.weights == base.weights
 
 
@@ -155,6 +169,9 @@ def test_paper_numbers():
     windows = {row.name: row.memory.capacity for row in baselines(ours("wan-1.3b"))}
     assert windows == {
         "self-forcing": 21,
+        "self-forcing-pp": 21,
+        "longlive-recache": 12,
+        "infinity-rope-flush": 6,
         "longlive": 12,
         "longlive-3.75": 15,
         "longlive-5.25": 21,
@@ -177,6 +194,15 @@ def test_paper_numbers():
         (lambda: SampleConfig(steps=()), "noise levels"),
         (lambda: SampleConfig(steps=(0.5, 1.0)), "falling"),
         (lambda: SampleConfig(shift=0), "positive"),
+        (lambda: MemoryConfig(attend=3), "attend=3"),
+        (
+            lambda: MemoryConfig(fast=None, positions="window", switch="recache"),
+            "no window to recache",
+        ),
+        (lambda: put(NANO, "sample.sampler", "rolling"), "has no slow memory"),
+        (lambda: put(preset("nano/self-forcing"), "sample.sampler", "rolling"), "needs >= 12"),
+        (lambda: put(preset("nano/streaming-llm"), "sample.sampler", "passes"), "sink=0"),
+        (lambda: put(preset("nano/causvid"), "memory.switch", "flush"), "switch='keep'"),
         (
             lambda: ModelConfig(layers=1, width=9, heads=2, ffn=4, text_width=4, text_tokens=1),
             "even size",

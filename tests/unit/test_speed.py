@@ -1,0 +1,99 @@
+"""Long rollouts at nano size: what is measured, and that nothing grows with the film."""
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfbench import speed as claimed
+from cfbench.errors import CfError
+from cfbench.figures import load
+from cfmodel import cli, presets, speed
+from cfmodel.memory.slots import TESTS_KEPT
+from cfmodel.pipeline import Request
+
+CPU = torch.device("cpu")
+FULL = presets.preset("nano", ("memory.tau=1.0",))
+"""Every candidate is promoted, so that slow memory fills as soon as it can."""
+
+
+def test_a_film_is_measured_end_to_end(tmp_path):
+    out = tmp_path / "speed.json"
+    out.write_text('{"other": 1}', encoding="utf-8")
+    told = []
+    made = speed.measure(FULL, [60.0], out, device=CPU, tell=lambda *at: told.append(at))
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["other"] == 1
+    assert record["60s"] == json.loads(json.dumps(made))["60s"]
+    film = record["60s"]
+    assert (film["chunks"], film["pixel_frames"], film["slots"]) == (81, 969, 18)
+    assert film["film_bytes"] > 1000
+    assert [len(row) for row in film["rows"].values()] == [81] * 3
+    assert told[-1] == (81, 81)
+    assert film["summary"]["gpu_growth_gib"] is None
+    assert abs(film["summary"]["host_growth_gib"]) < 0.02
+    assert "81 chunks" in speed.lines(made)[0]
+
+
+def counted() -> int:
+    """Elements of all tensors that are alive."""
+    gc.collect()
+    return sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor)
+
+
+@pytest.mark.parametrize("row", ["ours", "ours-released", "longlive-recache", "rolling-forcing"])
+def test_no_tensor_is_kept_longer_than_the_memory_reaches(row):
+    """Also where something is kept for later: scenes to recache, windows, tests of every pass."""
+    experiment = presets.preset(f"nano/{row}", ("memory.tau=1.0",) if "ours" in row else ())
+    pipeline = speed.random_pipeline(experiment, device=CPU)
+    memory = pipeline.memory(1)
+    segments = tuple((text, 9.0) for text in "abcdefgh")
+    sizes = []
+    for chunk, _ in enumerate(pipeline.latents([Request("a", segments, 0)], 99, memory=memory)):
+        if chunk in (40, 88):
+            sizes.append(counted())
+    assert sizes[0] == sizes[1]
+
+
+def test_tests_of_candidates_are_bounded():
+    memory = speed.random_pipeline(FULL, device=CPU).memory(1)
+    assert memory._tests.maxlen == TESTS_KEPT
+
+
+def test_tenths_and_growth():
+    assert speed.growth([0.0] * 10 + [1.0] * 90) == 0
+    assert speed.growth([float(at) for at in range(100)]) == 80
+    assert speed.growth([None] * 100) is None
+    rows = {"ms": [9.0] * 10 + [2.0] * 80 + [3.0] * 10, "gpu_gib": [1.0] * 100}
+    found = speed.summary({**rows, "host_gib": [None] * 100})
+    assert (found["ms_ratio"], found["gpu_growth_gib"]) == (1.5, 0)
+    with pytest.raises(ValueError, match="19 chunks are too few"):
+        speed.tenths(range(19))
+
+
+def test_the_command_refuses_short_films(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    words = ["cfmodel", "rollout-speed", "--preset", "nano", "--seconds", "5", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "too few to compare tenths" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_ten_minutes_become_figures(tmp_path: Path):
+    records, figures = tmp_path / "speed.json", tmp_path / "figures.json"
+    summary = {"ms_ratio": 1.01, "gpu_growth_gib": None, "host_growth_gib": 0.01}
+    records.write_text(json.dumps({"600s": {"summary": summary, "device": "cpu"}}), "utf-8")
+    found = claimed.record_all(records, figures, command="c")
+    assert found == {"rollout_10min_ms_ratio": 1.01, "rollout_10min_host_growth_gib": 0.01}
+    stored = load(figures)
+    assert set(stored) == set(found)
+    assert stored["rollout_10min_ms_ratio"].is_met
+    records.write_text("{}", encoding="utf-8")
+    with pytest.raises(CfError, match="holds no film of 600s"):
+        claimed.record_all(records, figures, command="c")
+    with pytest.raises(CfError, match="run cfmodel rollout-speed"):
+        claimed.record_all(tmp_path / "none.json", figures, command="c")
