@@ -34,7 +34,8 @@ Systems = Annotated[
     typer.Option(help="rows, comma-separated: family/row, row, or family/all; +path=value varies"),
 ]
 Prompts = Annotated[
-    str, typer.Option(help=".jsonl or .txt file, or how many of the tiny world's test prompts")
+    str,
+    typer.Option(help=".jsonl or .txt file, how many of the tiny test prompts, or vbench[:DIM]"),
 ]
 Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
 Seeds = Annotated[int, typer.Option(help="films a prompt")]

@@ -1,6 +1,7 @@
 """Prompt sets: read, check, hash and choose from ``prompts/*.jsonl`` and plain text files."""
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -21,6 +22,7 @@ ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 MAX_CHARS = 2000
 MAX_FILE_BYTES = 64 << 20
 FILM_SECONDS = 60.0
+VBENCH, VBENCH_LIST = "vbench", "VBench_full_info.json"
 FIRST = ("tiny-long-2000041", "tiny-short-2000007", "tiny-stay-2000027")
 """Prompts of ``DEFAULT_SET`` that a number takes first: each asks for every dimension, so that
 even one film a system has a Total."""
@@ -66,7 +68,8 @@ def choose(wanted: str, limit: int = 0, *, max_chars: int = MAX_CHARS) -> tuple[
     """The prompts that ``--prompts`` and ``--limit`` ask for.
 
     Args:
-        wanted: a file, or a number of prompts of the set in ``DEFAULT_SET``.
+        wanted: a file, a number of prompts of the set in ``DEFAULT_SET``, or ``vbench`` or
+            ``vbench:<dimension>`` for the standard suite (see ``vbench_suite``).
         limit: how many, balanced over strata; 0 is all.
         max_chars: longest text of a segment.
 
@@ -79,8 +82,47 @@ def choose(wanted: str, limit: int = 0, *, max_chars: int = MAX_CHARS) -> tuple[
         found = load(DEFAULT_SET, max_chars=max_chars)
         first = [prompt for name in FIRST for prompt in found if prompt.id == name]
         return select([*first, *(p for p in found if p.id not in FIRST)], int(wanted))
-    found = load(Path(wanted), max_chars=max_chars)
+    suite, _, dimension = wanted.partition(":")
+    if suite == VBENCH and not Path(wanted).exists():
+        found = vbench_suite(dimension)
+    else:
+        found = load(Path(wanted), max_chars=max_chars)
     return select(found, limit) if limit else found
+
+
+def vbench_suite(dimension: str = "") -> tuple[Prompt, ...]:
+    """The prompts of VBench's standard suite, out of the installed ``vbench`` package.
+
+    The package itself is not imported. Ids are ``vbench-<place in its list>``.
+
+    Args:
+        dimension: only those that this dimension is scored on; empty is all.
+
+    Raises:
+        CfError: the package is not installed or has another layout, or no such dimension.
+    """
+    spec = importlib.util.find_spec(VBENCH)
+    if spec is None or not spec.submodule_search_locations:
+        raise CfError("the package vbench is not installed; pip install vbench --no-deps")
+    path = Path(spec.submodule_search_locations[0]) / VBENCH_LIST
+    try:
+        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        told = [(str(row["prompt_en"]), list(map(str, row["dimension"]))) for row in rows]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CfError(f"the installed vbench has no {VBENCH_LIST} that can be read") from error
+    known = sorted({name for _, names in told for name in names})
+    if dimension and dimension not in known:
+        raise CfError(f"VBench has no dimension {dimension!r}; it has {', '.join(known)}")
+    return tuple(
+        Prompt(
+            id=f"vbench-{number:04d}",
+            segments=(Segment(text=text, seconds=FILM_SECONDS),),
+            source="VBench standard suite",
+            licence="Apache-2.0",
+        )
+        for number, (text, names) in enumerate(told)
+        if not dimension or dimension in names
+    )
 
 
 def canonical(prompt: Prompt) -> bytes:

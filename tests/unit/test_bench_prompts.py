@@ -1,4 +1,7 @@
+import hashlib
+import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,8 @@ import pytest
 from cfbench import prompts
 from cfbench.errors import CfError
 from cfbench.types import Prompt, Segment
+
+SETS = Path(__file__).resolve().parents[2] / "prompts"
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -125,3 +130,50 @@ def test_choose_takes_a_file_or_a_number(tmp_path: Path, monkeypatch):
             prompts.choose(wanted)
     with pytest.raises(CfError, match="give one number"):
         prompts.choose("2", 1)
+
+
+def test_the_standard_suite_is_read_without_importing_its_package(tmp_path, monkeypatch):
+    (tmp_path / "vbench").mkdir()
+    (tmp_path / "vbench" / "__init__.py").write_text("raise RuntimeError('imported')")
+    rows = [
+        {"prompt_en": "a cat", "dimension": ["subject_consistency"]},
+        {"prompt_en": "a dog", "dimension": ["scene", "overall_consistency"]},
+    ]
+    file = tmp_path / "vbench" / "VBench_full_info.json"
+    file.write_text(json.dumps(rows))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = prompts.choose("vbench")
+    assert [(p.id, p.segments[0].text) for p in found] == [
+        ("vbench-0000", "a cat"), ("vbench-0001", "a dog")
+    ]  # fmt: skip
+    assert [p.id for p in prompts.choose("vbench:scene")] == ["vbench-0001"]
+    with pytest.raises(CfError, match="no dimension 'none'; it has overall_consistency, scene"):
+        prompts.choose("vbench:none")
+    file.write_text("{")
+    with pytest.raises(CfError, match="has no VBench_full_info.json that can be read"):
+        prompts.choose("vbench")
+    monkeypatch.undo()
+    if importlib.util.find_spec("vbench") is None:
+        with pytest.raises(CfError, match="is not installed"):
+            prompts.choose("vbench")
+
+
+def test_sets_are_listed_with_their_hashes():
+    listed = (SETS / "README.md").read_text(encoding="utf-8")
+    files = sorted(SETS.glob("*.jsonl"))
+    assert len(files) == 3
+    for file in files:
+        assert f"`{file.name}`" in listed
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in listed
+
+
+def test_long_prompts_are_what_their_list_says():
+    found = prompts.load(SETS / "long.jsonl")
+    back = [p for p in found if p.stratum == "long"]
+    assert (len(found), len(back)) == (100, 34)
+    assert {p.licence for p in found} == {"Apache-2.0"}
+    words = [len(p.segments[0].text.split()) for p in found]
+    assert min(words) >= 60
+    assert max(words) <= 110
+    openings = Counter(" ".join(p.segments[0].text.split()[:3]) for p in found)
+    assert max(openings.values()) == 1
