@@ -104,6 +104,24 @@ def run(
     return records
 
 
+def lines(records: dict[str, Any]) -> list[str]:
+    """Records as lines of text."""
+    return [
+        f"{stage}: {record['steps']} steps in {record['seconds']:.0f} s, "
+        + ", ".join(f"{name} {value:.4g}" for name, value in record["evaluation"].items())
+        for stage, record in records.items()
+    ]
+
+
+def _done(out: Path, stage: Stage, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a stage that was finished with these settings."""
+    path = out / f"{stage}-record.json"
+    if not path.is_file() or checkpoint.newest(checkpoint.folder_of(out, stage)):
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record.get("run") == settings else None
+
+
 def _check_rollout(experiment: Experiment) -> None:
     """Refuses what films of training do not do: they roll out one way, over one reading.
 
@@ -123,21 +141,3 @@ def _check_rollout(experiment: Experiment) -> None:
                 f"{field}={value!r} is for sampling; train a preset with {trained!r} and sample "
                 "its weights with --set weights=PATH"
             )
-
-
-def lines(records: dict[str, Any]) -> list[str]:
-    """Records as lines of text."""
-    return [
-        f"{stage}: {record['steps']} steps in {record['seconds']:.0f} s, "
-        + ", ".join(f"{name} {value:.4g}" for name, value in record["evaluation"].items())
-        for stage, record in records.items()
-    ]
-
-
-def _done(out: Path, stage: Stage, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a stage that was finished with these settings."""
-    path = out / f"{stage}-record.json"
-    if not path.is_file() or checkpoint.newest(checkpoint.folder_of(out, stage)):
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record if record.get("run") == settings else None
