@@ -48,7 +48,7 @@ lint: $(DEV)
 ## golden      the authors' films anew, and how far ours are; PEERS names a folder of checkouts
 golden: $(DEV)
 	$(BIN)/python -m tests.parity.record --peers '$(PEERS)'
-	$(BIN)/python -m tests.parity.golden
+	$(BIN)/python -m tests.parity.compare
 
 ## format      apply the formatter and the safe fixes
 format: $(DEV)

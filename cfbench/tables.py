@@ -29,6 +29,8 @@ SYSTEMS: Mapping[str, str] = {
     "no-recycling": "w/o error recycling",
     "per-layer-decision": "Promotion decided by each layer",
     "shared-decision": "Promotion decided for all layers",
+    "ours-released": "Ours, as released",
+    "commit-forcing": "Ours, commits read recent",
     "self-forcing": "Self Forcing",
     "longlive": "LongLive, 3.0 s",
     "longlive-3.75": "LongLive, 3.75 s",
@@ -36,6 +38,11 @@ SYSTEMS: Mapping[str, str] = {
     "infinity-rope": "Infinity-RoPE",
     "streaming-llm": "StreamingLLM-style",
     "full-context": "Full context",
+    "self-forcing-pp": "Self-Forcing++",
+    "longlive-recache": "LongLive, re-cached",
+    "infinity-rope-flush": "Infinity-RoPE, flushed",
+    "rolling-forcing": "Rolling Forcing",
+    "causvid": "CausVid",
 }
 """Rows of the tables, in the presets' order."""
 

@@ -201,10 +201,13 @@ class Pipeline:
             )
         texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
         tokens = dict(zip(texts, self.text.encode(texts), strict=True))
+        past = 0 if history is None else history.shape[1] // experiment.geometry.chunk
+        plans = [self._changes(request, past + chunks) for request in requests]
+        if any(plan != plans[0] for plan in plans):
+            return self._one_by_one(requests, chunks, history, memory)
+        changes = plans[0]
         text_at = _Texts(self.model, requests, tokens, experiment.geometry)
         memory = memory or self.memory(batch)
-        past = 0 if history is None else history.shape[1] // experiment.geometry.chunk
-        changes = self._changes(requests, past + chunks)
         begin = switched(
             self.model, memory, text_at, lambda chunk: changes.get(chunk, "keep"), dtype=self._dtype
         )
@@ -222,25 +225,41 @@ class Pipeline:
         split = () if history is None else history.split(experiment.geometry.chunk, 1)
         return roll_out(parts, chunks, split)
 
-    def _changes(self, requests: Sequence[Request], chunks: int) -> dict[int, Switch]:
-        """What is done to the memory before which chunk.
+    def _one_by_one(
+        self,
+        requests: Sequence[Request],
+        chunks: int,
+        history: Tensor | None,
+        memory: SlotMemory | None,
+    ) -> Iterator[Tensor]:
+        """Films whose memories change at different chunks, side by side: none depends on another.
 
         Raises:
-            ValueError: films made together whose scenes begin at other times, or a way to switch
-                that the sampler does not have.
+            ValueError: a memory for all of them is given.
         """
-        plans = [_switches(r, chunks, self.experiment) for r in requests]
-        if any(plan != plans[0] for plan in plans):
+        if memory is not None:
+            raise ValueError("one memory for films whose scenes begin at other times; omit it")
+        films = [
+            self.latents([request], chunks, history=None if history is None else history[row][None])
+            for row, request in enumerate(requests)
+        ]
+        return (torch.cat(parts) for parts in zip(*films, strict=True))
+
+    def _changes(self, request: Request, chunks: int) -> dict[int, Switch]:
+        """What is done to a film's memory before which chunk.
+
+        Raises:
+            ValueError: a way to switch that the sampler does not have.
+        """
+        plan, sampler = _switches(request, chunks, self.experiment), self.experiment.sample.sampler
+        if plan and sampler != "chunk":
             raise ValueError(
-                "films made together whose memories change at different chunks; make them one at "
-                "a time"
+                f"sample.sampler={sampler!r} cannot change its memory at a new text; use switch "
+                "'keep'"
             )
-        if plans[0] and self.experiment.sample.sampler != "chunk":
-            raise ValueError(
-                f"sample.sampler={self.experiment.sample.sampler!r} cannot change its memory at a "
-                "new text; use switch 'keep'"
-            )
-        return plans[0]
+        if "recache" in plan.values() and self.attention == "flash":
+            raise ValueError("flash attention takes no mask, which recache needs; use sdpa")
+        return plan
 
     def _reencoded(self, film_BFCXY: Tensor) -> Tensor:
         """The last pixel frame of the first latent of a film's last chunk, as a first latent."""

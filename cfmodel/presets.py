@@ -195,6 +195,23 @@ def baselines(base: Experiment) -> list[Experiment]:
     """Published systems as memory policies; windows count the current chunk."""
     plain = {"sink": 0, "slow": 0, "fast": 21, "positions": "absolute"}
     return [
+        baseline(base, "self-forcing", "Self Forcing", **plain),
+        baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
+        baseline(
+            base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"
+        ),
+        baseline(
+            base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"
+        ),
+        baseline(
+            base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"
+        ),
+        baseline(
+            base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"
+        ),
+        baseline(
+            base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"
+        ),
         # Its training differs, its sampling does not, and its weights are not published.
         dataclasses.replace(
             baseline(base, "self-forcing-pp", "Self-Forcing++", **plain), weights=None
@@ -218,23 +235,6 @@ def baselines(base: Experiment) -> list[Experiment]:
             fast=5,
             positions="window",
             switch="flush",
-        ),
-        baseline(base, "self-forcing", "Self Forcing", **plain),
-        baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
-        baseline(
-            base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"
-        ),
-        baseline(
-            base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"
-        ),
-        baseline(
-            base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"
-        ),
-        baseline(
-            base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"
-        ),
-        baseline(
-            base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"
         ),
     ]
 

@@ -136,7 +136,8 @@ def rollout(
     def commit(x0: Tensor, text: TextKV, views: Sequence[PreparedView]) -> None:
         if separate:
             views = prepare_views(model, memory, frames, clean=True)
-        commit_chunk(model, memory, x0.to(device=device, dtype=dtype), text, views)
+        x0 = x0.to(device=device, dtype=dtype)
+        commit_chunk(model, memory, x0, text, views)
         recent.append(x0)
 
     for x0 in continue_from:

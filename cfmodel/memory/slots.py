@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cfmodel.config import Geometry, MemoryConfig, ModelConfig
 from cfmodel.memory import select
-from cfmodel.memory.base import FrameSlot, Role, to_device
+from cfmodel.memory.base import FrameSlot, to_device
 from cfmodel.memory.positions import Placement, place
+from cfmodel.memory.views import Held, Layout, Row, lay_out, row_of, take
 from cfmodel.nn.attention import ChunkKV, KVView
 
 GROWTH_CHUNKS = 16
@@ -39,33 +40,6 @@ class Promotion(NamedTuple):
     sample: int
     cosine: float | None
     kept: bool
-
-
-class _Held(NamedTuple):
-    frame: int
-    role: Role
-    slot: int
-
-
-class _Row(NamedTuple):
-    """Bookkeeping of one film in one layer, by slot of the buffer."""
-
-    positions: tuple[int, ...]
-    present: tuple[bool, ...]
-    query: tuple[int, ...]
-
-
-class _Layout(NamedTuple):
-    """What a view of one layer is made of: slots as a count of the first, or as an index."""
-
-    slots: int | Tensor
-    positions_BT: Tensor
-    queries_BF: Tensor
-    valid_BT: Tensor | None
-
-
-def _take(x_BT: Tensor, slots: int | Tensor) -> Tensor:
-    return x_BT[:, :slots] if isinstance(slots, int) else x_BT.index_select(1, slots)
 
 
 class SlotMemory:
@@ -132,7 +106,7 @@ class SlotMemory:
         ]
         self._promoted = [[0] * self.batch for _ in range(self.layers)]
         self._means: Tensor | None = None
-        self._layouts: dict[tuple[int, bool], list[_Layout]] = {}
+        self._layouts: dict[tuple[int, bool], list[Layout]] = {}
         self._since = 0
         self._is_cut = False
         self._tests = deque[Promotion](maxlen=TESTS_KEPT)
@@ -197,8 +171,8 @@ class SlotMemory:
             self._layouts[new_frames, clean] = self._lay_out(new_frames, clean)
         layout = self._layouts[new_frames, clean][layer]
         return KVView(
-            k_BKHD=_take(self._k[layer], layout.slots).flatten(1, 2),
-            v_BKHD=_take(self._v[layer], layout.slots).flatten(1, 2),
+            k_BKHD=take(self._k[layer], layout.slots).flatten(1, 2),
+            v_BKHD=take(self._v[layer], layout.slots).flatten(1, 2),
             positions_BT=layout.positions_BT,
             query_positions_BF=layout.queries_BF,
             valid_BT=layout.valid_BT,
@@ -225,9 +199,8 @@ class SlotMemory:
                 for layer in range(self.layers):
                     self._k[layer, :, slot] = frames_k[layer][:, offset]
                     self._v[layer, :, slot] = frames_v[layer][:, offset]
-            self._fill(
-                first + offset, [k[:, offset] for k in frames_k], [v[:, offset] for v in frames_v]
-            )
+            if self.config.filling == "dense":
+                self._fill(first + offset, frames_k, frames_v, offset)
         self._promote(chunk, frames_k, frames_v)
         self._frames = first + size
         self._layouts = {}
@@ -303,16 +276,16 @@ class SlotMemory:
         k, v = (x[layer, :, :sink].flatten(1, 2) for x in (self._k, self._v))
         return KVView(k_BKHD=k, v_BKHD=v, positions_BT=kept, query_positions_BF=query)
 
-    def _fill(self, frame: int, k: list[Tensor], v: list[Tensor]) -> None:
+    def _fill(self, frame: int, k: list[Tensor], v: list[Tensor], offset: int) -> None:
         """Put an early frame in a slot of slow memory that nothing was promoted to yet."""
         at = frame - self.config.sink
-        if self.config.filling != "dense" or not 0 <= at < self.config.slow:
+        if not 0 <= at < self.config.slow:
             return
         for layer in range(self.layers):
             for sample in range(self.batch):
                 if self._promoted[layer][sample] <= at:
-                    self._k[layer, sample, self._slow_at + at] = k[layer][sample]
-                    self._v[layer, sample, self._slow_at + at] = v[layer][sample]
+                    self._k[layer, sample, self._slow_at + at] = k[layer][sample, offset]
+                    self._v[layer, sample, self._slow_at + at] = v[layer][sample, offset]
 
     def _check(self, chunk: ChunkKV) -> None:
         if chunk.first_frame != self._frames:
@@ -391,7 +364,7 @@ class SlotMemory:
         self._promoted[layer][sample] += 1
         return slot
 
-    def _held(self, layer: int, sample: int) -> list[_Held]:
+    def _held(self, layer: int, sample: int) -> list[Held]:
         end = self._frames
         sink = min(self.config.sink, end)
         first_fast = max(sink, self._since, 0 if self._past is None else end - self._past)
@@ -403,12 +376,12 @@ class SlotMemory:
             slow += [(sink + at, self._slow_at + at) for at in dense if sink + at < end]
         fast = [(frame, self._slot_of(frame, end)) for frame in range(first_fast, end)]
         return [
-            *(_Held(frame, "sink", frame) for frame in range(sink)),
-            *(_Held(frame, "slow", slot) for frame, slot in slow),
-            *(_Held(frame, "fast", slot) for frame, slot in fast if slot is not None),
+            *(Held(frame, "sink", frame) for frame in range(sink)),
+            *(Held(frame, "slow", slot) for frame, slot in slow),
+            *(Held(frame, "fast", slot) for frame, slot in fast if slot is not None),
         ]
 
-    def _read(self, held: list[_Held], new_frames: int, clean: bool) -> list[_Held]:
+    def _read(self, held: list[Held], new_frames: int, clean: bool) -> list[Held]:
         """What a pass attends to of what is held: the newest, if ``attend`` sets a limit."""
         if clean or self.config.attend is None:
             return held
@@ -417,17 +390,17 @@ class SlotMemory:
         others = held[len(sink) :]
         return sink + others[max(0, len(others) - room) :]
 
-    def _is_recent(self, item: _Held) -> bool:
+    def _is_recent(self, item: Held) -> bool:
         past = self._frames if self._past is None else self._past
         return item.role != "slow" and item.frame >= self._frames - past
 
-    def _place(self, held: list[_Held], new_frames: int) -> Placement:
+    def _place(self, held: list[Held], new_frames: int) -> Placement:
         placement = self._placed(held, new_frames)
         if not self._is_cut:
             return placement
         return placement._replace(query=tuple(range(CUT_TO, CUT_TO + new_frames)))
 
-    def _placed(self, held: list[_Held], new_frames: int) -> Placement:
+    def _placed(self, held: list[Held], new_frames: int) -> Placement:
         return place(
             self.config.positions,
             tuple(item.frame for item in held if item.role == "sink"),
@@ -437,22 +410,18 @@ class SlotMemory:
             capacity=self.config.capacity,
         )
 
-    def _row(self, held: list[_Held], new_frames: int, clean: bool) -> _Row:
+    def _row(self, held: list[Held], new_frames: int, clean: bool) -> Row:
         held = self._read(held, new_frames, clean)
         placement = self._place(held, new_frames)
-        positions, present = [0] * self._k.shape[2], [False] * self._k.shape[2]
         recent = clean and self.config.commit_reads == "recent"
-        for item, position in zip(held, placement.memory, strict=True):
-            positions[item.slot] = position
-            present[item.slot] = self._is_recent(item) if recent else True
-        return _Row(tuple(positions), tuple(present), placement.query)
+        shown = [self._is_recent(item) if recent else True for item in held]
+        return row_of(held, placement, shown, self._k.shape[2])
 
-    def _lay_out(self, new_frames: int, clean: bool) -> list[_Layout]:
-        """Positions of all layers, sent to the device in one copy for each kind of tensor."""
+    def _lay_out(self, new_frames: int, clean: bool) -> list[Layout]:
         # With one decision for all, every layer holds the same frames.
         layers = 1 if self.config.decision == "shared" else self.layers
-        rows_of: dict[tuple[tuple[int, int], ...], _Row] = {}
-        rows: list[_Row] = []
+        rows_of: dict[tuple[tuple[int, int], ...], Row] = {}
+        rows: list[Row] = []
         for layer in range(layers):
             for sample in range(self.batch):
                 # Only slow memory differs between layers and films, so most rows are shared.
@@ -460,40 +429,5 @@ class SlotMemory:
                 if key not in rows_of:
                     rows_of[key] = self._row(self._held(layer, sample), new_frames, clean)
                 rows.append(rows_of[key])
-        positions_NBT = self._by_layer([row.positions for row in rows], torch.int64)
-        queries_NBF = self._by_layer([row.query for row in rows], torch.int64)
-        present_NBT = self._by_layer([row.present for row in rows], torch.bool)
-        # Layers that hold the same frames share one layout, and so all that is made from it.
-        layouts: dict[tuple[_Row, ...], _Layout] = {}
-        order: list[_Layout] = []
-        for layer in range(layers):
-            films = tuple(rows[layer * self.batch : (layer + 1) * self.batch])
-            if films not in layouts:
-                layouts[films] = self._layout(
-                    films, positions_NBT[layer], queries_NBF[layer], present_NBT[layer]
-                )
-            order.append(layouts[films])
-        return order * (self.layers // layers)
-
-    def _layout(
-        self,
-        films: tuple[_Row, ...],
-        positions_BT: Tensor,
-        queries_BF: Tensor,
-        present_BT: Tensor,
-    ) -> _Layout:
-        if self._padded:
-            return _Layout(self._k.shape[2], positions_BT, queries_BF, present_BT)
-        held = {film.present for film in films}
-        used = [slot for slot in range(self._k.shape[2]) if any(film[slot] for film in held)]
-        slots = len(used)
-        if used != list(range(slots)):
-            slots = to_device(torch.tensor(used), self._device)
-        valid_BT = _take(present_BT, slots) if len(held) > 1 else None
-        return _Layout(slots, _take(positions_BT, slots), queries_BF, valid_BT)
-
-    def _by_layer(self, rows: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(rows, dtype=dtype).view(
-            len(rows) // self.batch, self.batch, len(rows[0])
-        )
-        return to_device(host, self._device)
+        found = lay_out(rows, batch=self.batch, device=self._device, padded=self._padded)
+        return found * (self.layers // layers)

@@ -78,6 +78,7 @@ def run(
     """
     records: dict[str, Any] = {}
     shared: Shared = {}
+    _check_rollout(experiment)
     check(budgets, experiment, use, shared)
     for stage, budget in budgets.items():
         # Of one run: what a checkpoint of it must have been made with.
@@ -143,3 +144,24 @@ def _done(out: Path, stage: Stage, settings: dict[str, Any]) -> dict[str, Any] |
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record if record.get("run") == settings else None
+
+
+def _check_rollout(experiment: Experiment) -> None:
+    """Refuses what films of training do not do: they roll out one way, over one reading.
+
+    Raises:
+        ValueError: the preset asks for another.
+    """
+    asked = {
+        "sample.sampler": (experiment.sample.sampler, "chunk"),
+        "sample.whole_timesteps": (experiment.sample.whole_timesteps, False),
+        "memory.when": (experiment.memory.when, "commit"),
+        "memory.commit_reads": (experiment.memory.commit_reads, "all"),
+        "memory.attend": (experiment.memory.attend, None),
+    }
+    for field, (value, trained) in asked.items():
+        if value != trained:
+            raise ValueError(
+                f"{field}={value!r} is for sampling; train a preset with {trained!r} and sample "
+                "its weights with --set weights=PATH"
+            )

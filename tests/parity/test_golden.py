@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from tests.helpers.golden import CASES, FOLDER, film, read
-from tests.parity.golden import difference
+from tests.parity.compare import difference
 
 TOLERANCE = 1e-4
 """Ours embeds timesteps in float32, theirs in float64: measured 1.3e-5 to 2.2e-5, whatever the

@@ -214,3 +214,47 @@ def test_histories_that_do_not_fit_are_refused(nano):
         nano.films(request, 1, history=torch.zeros(1, 9, 32, 64, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="multiple of 3"):
         nano.latents(request, 1, history=torch.zeros(1, 4, 16, 8, 8))
+
+
+def test_films_whose_scenes_begin_at_other_times_are_those_made_alone():
+    pipeline = load(preset("nano/longlive-recache"), device="cpu")
+    requests = [
+        Request("a", (("a red ball", 3.0), ("a blue cube", 9.0)), 0),
+        Request("b", (("a red ball", 6.0), ("a blue cube", 9.0)), 0),
+    ]
+    together = torch.cat(list(pipeline.latents(requests, 12)), dim=1)
+    for film, request in zip(together, requests, strict=True):
+        assert torch.equal(film[None], torch.cat(list(pipeline.latents([request], 12)), dim=1))
+    with pytest.raises(ValueError, match="begin at other times"):
+        pipeline.latents(requests, 12, memory=pipeline.memory(2))
+
+
+def test_a_scene_may_begin_in_its_own_way():
+    pipeline = load(preset("nano/longlive"), device="cpu")
+
+    def film(*switches):
+        request = Request("a", (("a red ball", 6.0), ("a blue cube", 9.0)), 0, switches)
+        return torch.cat(list(pipeline.latents([request], 10)), dim=1)
+
+    kept, recached = film(), film(None, "recache")
+    # Chunk 8 begins nearest to 6 s; what comes before knows nothing of it.
+    assert torch.equal(kept[:, :24], recached[:, :24])
+    assert not torch.allclose(kept[:, 24:27], recached[:, 24:27])
+    assert torch.equal(film("recache"), kept)
+    with pytest.raises(ValueError, match="3 switches for 2 segments"):
+        film(None, None, "cut")
+    pipeline.attention = "flash"
+    with pytest.raises(ValueError, match="use sdpa"):
+        film(None, "recache")
+
+
+def test_passes_encode_the_right_pixel_frame_again():
+    pipeline = load(preset("nano/causvid"), device="cpu")
+    seen = []
+    encode = pipeline.codec.encode
+    pipeline.codec.encode = lambda frames: (seen.append(frames), encode(frames))[1]  # type: ignore
+    request = Request("a", (("a red ball", 60.0),), 0)
+    film = torch.cat(list(pipeline.films([request], 8)), dim=1)
+    # The first pass shows 81 pixel frames; nine of them are its last three latents.
+    assert [tuple(frames.shape[:2]) for frames in seen] == [(1, 1)]
+    assert torch.equal(seen[0][:, 0], film[:, 81 - 9])

@@ -1,12 +1,14 @@
 """Losses in closed form, stop-gradients, and the loop's budget and divergence."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cfmodel import cli
 from cfmodel.train.loop import DivergedError, Engine, train
 from cfmodel.train.losses import clean, dmd_gradient, dmd_loss, flow_loss, guided, noised
 from cfmodel.train.state import Trainable
@@ -92,3 +94,21 @@ def test_loop_refuses_no_budget_and_stops_on_divergence(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
         train(_Stage([1.0, float("nan")]), tmp_path, steps=5, engine=Engine(log_every=1))
     assert not (tmp_path / "saved.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ("rolling-forcing", r"sample\.sampler='rolling'"),
+        ("causvid", r"sample\.sampler='passes'"),
+        ("ours-released", r"memory\.when='every-pass'"),
+        ("commit-forcing", r"memory\.commit_reads='recent'"),
+    ],
+)
+def test_ways_to_sample_that_are_not_trained_are_refused(row, field, monkeypatch, tmp_path, capsys):
+    words = ["cfmodel", "train", "dmd", "--preset", f"nano/{row}", "--steps", "1"]
+    monkeypatch.setattr("sys.argv", [*words, "--out", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert re.search(field, capsys.readouterr().err)

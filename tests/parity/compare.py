@@ -1,4 +1,4 @@
-"""How far films of our presets are from the authors': ``python -m tests.parity.golden [--to]``."""
+"""How far films of our presets are from the authors': ``python -m tests.parity.compare [--to]``."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def main() -> None:
             value=max(found.values()),
             unit="latent",
             target="<= 1e-4",
-            command="python -m tests.parity.golden --to results/figures.json",
+            command="python -m tests.parity.compare --to results/figures.json",
             commit=revision()["commit"][:7],
             device=f"cpu, torch {torch.__version__.partition('+')[0]}",
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
