@@ -369,7 +369,15 @@ def load(
     backend, attend = choose_attention(attention, where)
     if threads is not None:
         torch.set_num_threads(threads)
-    model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    if experiment.weights == WAN_STUDENT:
+        raise ValueError(
+            f"the weights of {experiment.family}/{experiment.name} are not bundled; name a file, a "
+            "folder or a hub id with --weights (see docs/weights.md)"
+        )
+    # Weights of its own would be drawn for nothing, which takes a while at 1.3 B.
+    with torch.device("meta"):
+        model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    model.to_empty(device="cpu")
     student_sha256 = _load_student(model, experiment)
     codec = load_codec(experiment, device=where, base=base)
     text = load_text(experiment, device=where, base=base)
@@ -394,11 +402,6 @@ def _load_student(model: VideoTransformer, experiment: Experiment) -> str:
             return randomize(model, "student")
         load_into(model, known.tensors, str(known.path))
         return known.sha256
-    if name == WAN_STUDENT:
-        raise ValueError(
-            f"the weights of {experiment.family}/{experiment.name} are not bundled; name a file, a "
-            "folder or a hub id with --weights (see docs/weights.md)"
-        )
     found = student(name, experiment.model, model.state_dict())
     logger.info("weights %s, sha256 %s", found.note, found.sha256[:12])
     load_into(model, found.tensors, str(found.path))

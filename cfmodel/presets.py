@@ -194,47 +194,26 @@ def other_samplers(base: Experiment) -> list[Experiment]:
 def baselines(base: Experiment) -> list[Experiment]:
     """Published systems as memory policies; windows count the current chunk."""
     plain = {"sink": 0, "slow": 0, "fast": 21, "positions": "absolute"}
+    longlive = {"sink": 3, "slow": 0, "positions": "absolute"}
+    infinity = {"sink": 1, "slow": 0, "fast": 5, "positions": "window"}
+    # Its training differs, its sampling does not, and its weights are not published.
+    pp = baseline(base, "self-forcing-pp", "Self-Forcing++", **plain)
     return [
         baseline(base, "self-forcing", "Self Forcing", **plain),
-        baseline(base, "longlive", "LongLive, 3.0 s", sink=3, slow=0, fast=9, positions="absolute"),
+        dataclasses.replace(pp, weights=None),
+        baseline(base, "longlive", "LongLive, 3.0 s", **longlive, fast=9),
+        baseline(base, "longlive-3.75", "LongLive, 3.75 s", **longlive, fast=12),
+        baseline(base, "longlive-5.25", "LongLive, 5.25 s", **longlive, fast=18),
         baseline(
-            base, "longlive-3.75", "LongLive, 3.75 s", sink=3, slow=0, fast=12, positions="absolute"
+            base, "longlive-recache", "LongLive, re-cached", **longlive, fast=9, switch="recache"
         ),
-        baseline(
-            base, "longlive-5.25", "LongLive, 5.25 s", sink=3, slow=0, fast=18, positions="absolute"
-        ),
-        baseline(
-            base, "infinity-rope", "Infinity-RoPE", sink=1, slow=0, fast=5, positions="window"
-        ),
+        baseline(base, "infinity-rope", "Infinity-RoPE", **infinity),
+        baseline(base, "infinity-rope-flush", "Infinity-RoPE, flushed", **infinity, switch="flush"),
         baseline(
             base, "streaming-llm", "StreamingLLM-style", sink=3, slow=0, fast=18, positions="window"
         ),
         baseline(
             base, "full-context", "Full context", sink=0, slow=0, fast=None, positions="absolute"
-        ),
-        # Its training differs, its sampling does not, and its weights are not published.
-        dataclasses.replace(
-            baseline(base, "self-forcing-pp", "Self-Forcing++", **plain), weights=None
-        ),
-        baseline(
-            base,
-            "longlive-recache",
-            "LongLive, re-cached",
-            sink=3,
-            slow=0,
-            fast=9,
-            positions="absolute",
-            switch="recache",
-        ),
-        baseline(
-            base,
-            "infinity-rope-flush",
-            "Infinity-RoPE, flushed",
-            sink=1,
-            slow=0,
-            fast=5,
-            positions="window",
-            switch="flush",
         ),
     ]
 

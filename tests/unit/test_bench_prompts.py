@@ -150,7 +150,7 @@ def test_the_standard_suite_is_read_without_importing_its_package(tmp_path, monk
     with pytest.raises(CfError, match="no dimension 'none'; it has overall_consistency, scene"):
         prompts.choose("vbench:none")
     file.write_text("{")
-    with pytest.raises(CfError, match="has no VBench_full_info.json that can be read"):
+    with pytest.raises(CfError, match=r"has no VBench_full_info\.json that can be read"):
         prompts.choose("vbench")
     monkeypatch.undo()
     if importlib.util.find_spec("vbench") is None:

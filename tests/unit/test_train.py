@@ -59,6 +59,7 @@ class _Stage:
 
     def __init__(self, losses: list[float] | None = None) -> None:
         net = nn.Linear(2, 1)
+        nn.init.ones_(net.weight)  # far from what is learnt, whatever was drawn before
         self.trainable = Trainable(net, lr=0.1, ema=0.9, warmup=1)
         self.losses = losses
 
