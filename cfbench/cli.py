@@ -290,19 +290,6 @@ def claims(
     say({claim.name: claim._asdict() if as_json else claim.value for claim in found}, as_json)
 
 
-@app.command("rollout-figures")
-def rollout_figures(
-    records: Annotated[Path, typer.Argument(help="file that cfmodel rollout-speed wrote")],
-    to: Annotated[Path, typer.Option(help="list of figures to record them in")] = Path(
-        "results/figures.json"
-    ),
-) -> None:
-    """Records what a ten-minute rollout takes among the figures (JSON)."""
-    from cfbench.speed import record_all
-
-    say(record_all(records, to, command=f"cfmodel rollout-speed, then {_command()}"), True)
-
-
 @app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="lower case with underscores")],

@@ -2,14 +2,10 @@
 
 import gc
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from cfbench import speed as claimed
-from cfbench.errors import CfError
-from cfbench.figures import load
 from cfmodel import cli, presets, speed
 from cfmodel.memory.slots import TESTS_KEPT
 from cfmodel.pipeline import Request
@@ -81,19 +77,3 @@ def test_the_command_refuses_short_films(monkeypatch, tmp_path, capsys):
         cli.main()
     assert "too few to compare tenths" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_ten_minutes_become_figures(tmp_path: Path):
-    records, figures = tmp_path / "speed.json", tmp_path / "figures.json"
-    summary = {"ms_ratio": 1.01, "gpu_growth_gib": None, "host_growth_gib": 0.01}
-    records.write_text(json.dumps({"600s": {"summary": summary, "device": "cpu"}}), "utf-8")
-    found = claimed.record_all(records, figures, command="c")
-    assert found == {"rollout_10min_ms_ratio": 1.01, "rollout_10min_host_growth_gib": 0.01}
-    stored = load(figures)
-    assert set(stored) == set(found)
-    assert stored["rollout_10min_ms_ratio"].is_met
-    records.write_text("{}", encoding="utf-8")
-    with pytest.raises(CfError, match="holds no film of 600s"):
-        claimed.record_all(records, figures, command="c")
-    with pytest.raises(CfError, match="run cfmodel rollout-speed"):
-        claimed.record_all(tmp_path / "none.json", figures, command="c")
