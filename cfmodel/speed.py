@@ -75,7 +75,7 @@ def _codec(experiment: Experiment, device: torch.device) -> Codec:
         return random_codec(experiment.codec, device=device, dtype=half)
     from diffusers import AutoencoderKLWan
 
-    # Its default sizes are those of Wan 2.1; in bfloat16 on CUDA, as ``pipeline.load_codec`` has it.
+    # Its default sizes are those of Wan 2.1; in the dtype that ``pipeline.load_codec`` chooses.
     vae = AutoencoderKLWan()
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     return WanCodec(vae.requires_grad_(False), sha256="", device=device, dtype=kind)
