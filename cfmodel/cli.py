@@ -328,17 +328,12 @@ def rollout_speed(
     from cfmodel import pipeline, presets
     from cfmodel import speed as speeds
 
-    def tell(done: int, chunks: int) -> None:
-        if done == chunks or done % max(1, chunks // 10) == 0:
-            log.info("chunk %d/%d", done, chunks)
-
     made = speeds.measure(
         presets.preset(preset, tuple(overrides)),
         seconds or [60.0, 600.0],
         out,
         device=pipeline.choose_device(None if device == "auto" else device),
         attention=cast(Any, attention),
-        tell=tell,
     )
     _say(
         {name: record["summary"] for name, record in made.items()}

@@ -7,9 +7,12 @@ Dims: G texts, S text tokens, E text width.
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
@@ -24,6 +27,8 @@ from cfmodel.io.weights import randomize, write_atomic
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.pipeline import Pipeline, Request, choose_attention
 from cfmodel.video import FilmWriter
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 SHARE = 10
@@ -138,15 +143,21 @@ def summary(rows: Mapping[str, Sequence[Any]]) -> dict[str, float | None]:
 
 
 def run(
-    pipeline: Pipeline, seconds: float, *, film: Path, tell: Callable[[int, int], None]
+    pipeline: Pipeline,
+    seconds: float,
+    *,
+    film: Path,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Makes a film and returns what each of its chunks took.
+
+    A chunk is encoded while the next one is made, and waited for before the one after it.
 
     Args:
         pipeline: from ``random_pipeline``.
         seconds: length of the film, at least 20 chunks.
         film: the mp4 that is written.
-        tell: called with the chunks done and all chunks.
+        tell: called with the record so far after every tenth of the film.
 
     Raises:
         ValueError: too few chunks.
@@ -157,29 +168,37 @@ def run(
     tenths(range(chunks))
     memory = pipeline.memory(1)
     rows: dict[str, list[Any]] = {"ms": [], "gpu_gib": [], "host_gib": []}
+    record: dict[str, Any] = {"chunks": chunks, "rows": rows, "state": "running"}
     request = Request(TEXT, ((TEXT, seconds),), 0)
     size = {"height": geometry.height, "width": geometry.width}
-    with FilmWriter(film, fps=geometry.fps, **size) as writer:
+    with (
+        FilmWriter(film, fps=geometry.fps, **size) as writer,
+        ThreadPoolExecutor(max_workers=1) as encoder,
+    ):
+        written: Future[None] | None = None
         began = time.perf_counter()
         for frames_BRYXC in pipeline.films([request], chunks, memory=memory):
-            writer.write(frames_BRYXC[0].numpy())
+            if written is not None:
+                written.result()
+            written = encoder.submit(writer.write, frames_BRYXC[0].numpy())
             # Frames are on the host, so the device has been waited for.
             now = time.perf_counter()
-            rows["ms"].append(1000 * (now - began))
-            rows["gpu_gib"].append(gpu_gib(device))
-            rows["host_gib"].append(host_gib())
-            tell(len(rows["ms"]), chunks)
+            rows["ms"].append(round(1000 * (now - began), 3))
+            rows["gpu_gib"].append(_rounded(gpu_gib(device)))
+            rows["host_gib"].append(_rounded(host_gib()))
+            if len(rows["ms"]) % (chunks // SHARE) == 0:
+                tell(record)
             began = time.perf_counter()
-        pixel_frames = writer.frames
-    total_s = sum(rows["ms"]) / 1000
+        if written is not None:
+            written.result()
     return {
-        "chunks": chunks,
-        "pixel_frames": pixel_frames,
-        "frames_per_s": pixel_frames / total_s,
+        **record,
+        "state": "done",
+        "pixel_frames": writer.frames,
+        "frames_per_s": writer.frames / (sum(rows["ms"]) / 1000),
         "slots": len(memory.slots(0)),
         "film_bytes": film.stat().st_size,
         "summary": summary(rows),
-        "rows": {name: [_rounded(value) for value in row] for name, row in rows.items()},
     }
 
 
@@ -194,9 +213,11 @@ def measure(
     *,
     device: torch.device,
     attention: Attention = "auto",
-    tell: Callable[[int, int], None] = lambda done, chunks: None,
 ) -> dict[str, Any]:
     """Films of several lengths, each under its seconds in the file ``out``, whose others stay.
+
+    The file is written after every tenth of a film, so that a run which ends early leaves what it
+    knew.
 
     Raises:
         ValueError: a length too short to compare tenths, or a backend that is not installed.
@@ -212,14 +233,20 @@ def measure(
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
     }
     told: dict[str, Any] = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {}
-    for seconds in lengths_s:
-        with TemporaryDirectory() as folder:
-            found = run(pipeline, seconds, film=Path(folder) / "film.mp4", tell=tell)
-        made[f"{seconds:g}s"] = {**about, **found}
-        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, record: dict[str, Any]) -> None:
+        made[name] = {**about, **record}
         text = json.dumps({**told, **made}, indent=1, sort_keys=True)
         write_atomic(out, f"{text}\n".encode())
+        logger.info("%s: %d of %d chunks", name, len(record["rows"]["ms"]), record["chunks"])
+
+    for seconds in lengths_s:
+        name = f"{seconds:g}s"
+        with TemporaryDirectory() as folder:
+            tell = partial(save, name)
+            save(name, run(pipeline, seconds, film=Path(folder) / "film.mp4", tell=tell))
     return made
 
 

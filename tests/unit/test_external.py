@@ -143,6 +143,7 @@ def test_a_changed_checkout_ends_the_run(manifest, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_program_stands_beside_presets(manifest, tmp_path):
     done = cfbench("run", "--systems", f"nano/ours,{manifest}", "--prompts", 1, "--seconds", 2,
                    "--out", tmp_path / "out", "--device", "cpu")  # fmt: skip

@@ -18,8 +18,7 @@ FULL = presets.preset("nano", ("memory.tau=1.0",))
 def test_a_film_is_measured_end_to_end(tmp_path):
     out = tmp_path / "speed.json"
     out.write_text('{"other": 1}', encoding="utf-8")
-    told = []
-    made = speed.measure(FULL, [60.0], out, device=CPU, tell=lambda *at: told.append(at))
+    made = speed.measure(FULL, [60.0], out, device=CPU)
     record = json.loads(out.read_text(encoding="utf-8"))
     assert record["other"] == 1
     assert record["60s"] == json.loads(json.dumps(made))["60s"]
@@ -27,10 +26,33 @@ def test_a_film_is_measured_end_to_end(tmp_path):
     assert (film["chunks"], film["pixel_frames"], film["slots"]) == (81, 969, 18)
     assert film["film_bytes"] > 1000
     assert [len(row) for row in film["rows"].values()] == [81] * 3
-    assert told[-1] == (81, 81)
+    assert film["state"] == "done"
     assert film["summary"]["gpu_growth_gib"] is None
     assert abs(film["summary"]["host_growth_gib"]) < 0.02
     assert "81 chunks" in speed.lines(made)[0]
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_knew(tmp_path):
+    told = []
+
+    def stop(record):
+        told.append((record["state"], len(record["rows"]["ms"])))
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    pipeline = speed.random_pipeline(FULL, device=CPU)
+    with pytest.raises(KeyboardInterrupt):
+        speed.run(pipeline, 20.0, film=tmp_path / "film.mp4", tell=stop)
+    assert told == [("running", 2), ("running", 4), ("running", 6)]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_of_a_gpu_is_told(tmp_path):
+    made = speed.measure(FULL, [60.0], tmp_path / "speed.json", device=torch.device("cuda"))
+    assert made["60s"]["dtype"] == "bfloat16"
+    assert abs(made["60s"]["summary"]["gpu_growth_gib"]) < 0.1
 
 
 def counted() -> int:
