@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme test lint golden format coverage preview clean
+.PHONY: help reproduce readme test lint golden parity format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -49,6 +49,11 @@ lint: $(DEV)
 golden: $(DEV)
 	$(BIN)/python -m tests.parity.record --peers '$(PEERS)'
 	$(BIN)/python -m tests.parity.compare
+
+## parity      VBench's own scores beside ours; DINO names a checkout of facebookresearch/dino
+parity: $(DEV)
+	$(BIN)/cfbench vbench-env create --to out/vbench-env
+	$(BIN)/python -m tests.parity.compare_vbench --env out/vbench-env --dino '$(DINO)'
 
 ## format      apply the formatter and the safe fixes
 format: $(DEV)

@@ -181,6 +181,19 @@ def score(
     _finish(failed)
 
 
+@app.command("vbench-env")
+def vbench_env(
+    action: Annotated[str, typer.Argument(help="create")],
+    to: Annotated[Path, typer.Option(help="folder of the environment")] = Path("out/vbench-env"),
+) -> None:
+    """Makes an environment of its own for the vbench package, as a second opinion."""
+    if action != "create":
+        raise CfError(f"vbench-env {action!r}: expected create")
+    from cfbench.vbench_env import create
+
+    say({"python": str(create(to))}, False)
+
+
 @app.command()
 def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
     """Checks hashes of films, coverage of scores and every line of the records."""

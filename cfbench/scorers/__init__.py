@@ -11,6 +11,7 @@ SUITES = Table(
     entries={
         "pixel": "cfbench.scorers.pixel:load_suite",
         "tiny": "cfbench.scorers.tiny:load_suite",
+        "vbench": "cfbench.scorers.vbench:load_suite",
     },
     group="cfbench.scorers",
 )
@@ -41,7 +42,10 @@ class Suite(Protocol):
 def load(name: str, device: str = "cpu") -> Suite:
     """The suite called ``name``, ready to score; its networks, if any, are on ``device``.
 
+    ``name`` may end in ``:FOLDER`` where a suite's weights are the user's own, as VBench's.
+
     Raises:
-        CfError: unknown name, or a part that is not installed.
+        CfError: unknown name, a part that is not installed, or no such folder.
     """
-    return SUITES.get(name)(device)
+    kind, _, folder = name.partition(":")
+    return SUITES.get(kind)(device, folder) if folder else SUITES.get(kind)(device)

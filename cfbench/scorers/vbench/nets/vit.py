@@ -1,0 +1,172 @@
+"""Vision transformers that give one feature an image: DINO's and the image half of CLIP.
+
+Both are built from the shapes of their weights. Dims: B images, L tokens with the class token
+first, E width, Y X rows and columns of pixels.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+CLIP_HEAD_DIM = DINO_HEAD_DIM = 64
+DINO_EPS, CLIP_EPS = 1e-6, 1e-5
+GRID_SLACK = 0.1
+"""DINO adds this to a grid's sizes before it scales positions, so that rounding cannot lose one."""
+
+
+class _Block(nn.Module):
+    """Self-attention and MLP, each after a norm and with a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, quick: bool) -> None:
+        super().__init__()
+        self.heads, self.quick = heads, quick
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        """The next tokens (B, L, E)."""
+        parts = self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        seen = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x_BLE = x_BLE + self.proj(seen)
+        hidden = self.fc1(self.norm2(x_BLE))
+        # CLIP's own approximation of GELU.
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else nnf.gelu(hidden)
+        return x_BLE + self.fc2(hidden)
+
+
+class VisionTransformer(nn.Module):
+    """Class-token feature of images.
+
+    Args:
+        width: E.
+        layers: blocks.
+        patch: side of a patch in pixels.
+        grid: patches along a side of the images that positions were learnt for.
+        hidden: width of the MLPs.
+        out: width of CLIP's projection; None is DINO, which has none.
+
+    Source: DINO (arXiv:2104.14294) and CLIP (arXiv:2103.00020), as their weights are published.
+    """
+
+    def __init__(
+        self, width: int, layers: int, *, patch: int, grid: int, hidden: int, out: int | None
+    ) -> None:
+        super().__init__()
+        is_clip = out is not None
+        eps = CLIP_EPS if is_clip else DINO_EPS
+        self.patch, self.grid = patch, grid
+        self.embed = nn.Conv2d(3, width, patch, patch, bias=not is_clip)
+        self.cls = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.zeros(grid * grid + 1, width))
+        self.norm_in = nn.LayerNorm(width, eps=eps) if is_clip else nn.Identity()
+        heads = width // (CLIP_HEAD_DIM if is_clip else DINO_HEAD_DIM)
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, hidden, eps, quick=is_clip) for _ in range(layers)
+        )
+        self.norm_out = nn.LayerNorm(width, eps=eps)
+        self.project = nn.Linear(width, out, bias=False) if is_clip else nn.Identity()
+
+    def forward(self, pixels_B3YX: Tensor) -> Tensor:
+        """Features (B, out or E) of normalised images whose sides the patch divides or exceeds."""
+        patches = self.embed(pixels_B3YX)
+        rows, columns = patches.shape[-2:]
+        cls = self.cls.expand(len(patches), 1, -1)
+        x = torch.cat([cls, patches.flatten(2).transpose(1, 2)], 1)
+        x = self.norm_in(x + self._positions(rows, columns))
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.norm_out(x[:, 0]))
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        if (rows, columns) == (self.grid, self.grid):
+            return self.positions
+        places = self.positions[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
+        scale = tuple((size + GRID_SLACK) / self.grid for size in (rows, columns))
+        wide = nnf.interpolate(places, scale_factor=scale, mode="bicubic")
+        if wide.shape[-2:] != (rows, columns):
+            raise RuntimeError(f"positions {tuple(wide.shape[-2:])} for a grid {(rows, columns)}")
+        return torch.cat([self.positions[:1], wide[0].flatten(1).T])
+
+
+_DINO = (
+    (r"patch_embed\.proj\.", "embed."),
+    (r"cls_token", "cls"),
+    (r"pos_embed", "positions"),
+    (r"(blocks\.\d+\.)attn\.", r"\1"),
+    (r"(blocks\.\d+\.)mlp\.", r"\1"),
+    (r"norm\.", "norm_out."),
+)
+_CLIP = (
+    (r"conv1\.", "embed."),
+    (r"class_embedding", "cls"),
+    (r"positional_embedding", "positions"),
+    (r"ln_pre\.", "norm_in."),
+    (r"ln_post\.", "norm_out."),
+    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.qkv."),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.proj."),
+    (r"transformer\.resblocks\.(\d+)\.ln_(\d)\.", r"blocks.\1.norm\2."),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.fc1."),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.fc2."),
+    (r"proj$", "project.weight"),
+)
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        for pattern, ours in rules:
+            if re.match(pattern, name):
+                name = re.sub(f"^{pattern}", ours, name, count=1)
+                break
+        found[name] = value.float()
+    return found
+
+
+def dino(tensors: Mapping[str, Tensor]) -> VisionTransformer:
+    """DINO's network with its published weights.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    found = _renamed(tensors, _DINO)
+    return _built(found, out=None)
+
+
+def clip(tensors: Mapping[str, Tensor]) -> VisionTransformer:
+    """The image half of CLIP with its published weights; those of the text half are left out.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
+    found = _renamed(visual, _CLIP)
+    if "project.weight" in found:
+        found["project.weight"] = found["project.weight"].T.contiguous()
+        return _built(found, out=len(found["project.weight"]))
+    raise ValueError("weights are no CLIP with a vision transformer")
+
+
+def _built(found: dict[str, Tensor], *, out: int | None) -> VisionTransformer:
+    for name in ("cls", "positions"):
+        if name in found:
+            found[name] = found[name].reshape(-1, found[name].shape[-1]).squeeze(0)
+    try:
+        patch, width = found["embed.weight"].shape[-1], found["embed.weight"].shape[0]
+        grid = math.isqrt(len(found["positions"]) - 1)
+        hidden = len(found["blocks.0.fc1.weight"])
+        layers = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
+        with torch.device("meta"):
+            net = VisionTransformer(width, layers, patch=patch, grid=grid, hidden=hidden, out=out)
+        net.load_state_dict(found, assign=True)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights are of another network ({reason})") from error
+    return net.eval().requires_grad_(False)

@@ -1,0 +1,151 @@
+"""One decode of a film, and everything of it that the dimensions need.
+
+R frames, P pairs of frames 1/8 s apart, E width of a feature. Frames pass in blocks; what is kept
+of them are features and numbers, so that memory does not grow with resolution.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfbench.scorers.vbench import formulas, prep
+from cfbench.scorers.vbench.formulas import Floats
+from cfbench.scorers.vbench.nets import raft
+
+Frames = NDArray[np.uint8]
+AT_ONCE = 16
+AMT_MULTIPLE = 16
+AESTHETIC_SCALE, IMAGING_SCALE = 10.0, 100.0
+
+
+class Nets(NamedTuple):
+    """The networks, float32; None where there are no weights."""
+
+    dino: Any = None
+    clip_b: Any = None
+    clip_l: Any = None
+    aesthetic: Any = None
+    musiq: Any = None
+    amt: Any = None
+    raft: Any = None
+
+
+@dataclass
+class Film:
+    """Measures of a film, each empty where there is no network for it.
+
+    ``dino`` and ``clip`` are features (R, E); ``aesthetic`` and ``imaging`` (R,) are in [0, 1];
+    ``flicker`` (R - 1,) and ``smooth`` (one an odd frame between two even ones) are mean absolute
+    differences in levels of 255; ``strong`` (P,) are flows in pixels.
+    """
+
+    frames: int = 0
+    rows: int = 0
+    columns: int = 0
+    dino: list[Floats] = field(default_factory=list)
+    clip: list[Floats] = field(default_factory=list)
+    aesthetic: list[float] = field(default_factory=list)
+    imaging: list[float] = field(default_factory=list)
+    flicker: list[float] = field(default_factory=list)
+    smooth: list[float] = field(default_factory=list)
+    strong: list[float] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def watch(blocks: Iterator[Frames], fps: float, nets: Nets, device: torch.device) -> Film:
+    """Everything that is measured of a film's frames.
+
+    Args:
+        blocks: frames (n, Y, X, 3), RGB, in order.
+        fps: of the film.
+        nets: what looks at it.
+        device: where they are.
+    """
+    film, passes = Film(), _Passes(nets, device)
+    step = formulas.interval(fps)
+    before: Frames | None = None
+    flown: Frames | None = None
+    even: Frames | None = None
+    odd: Frames | None = None
+    for block in blocks:
+        for start in range(0, len(block), AT_ONCE):
+            part = block[start : start + AT_ONCE]
+            film.rows, film.columns = part.shape[1:3]
+            passes.still(part, film)
+            for image in part:
+                if before is not None:
+                    film.flicker.append(float(np.mean(cv2.absdiff(before, image))))
+                if nets.raft is not None and film.frames % step == 0:
+                    if flown is not None:
+                        film.strong.append(passes.strong(flown, image))
+                    flown = image
+                if film.frames % 2:
+                    odd = image
+                else:
+                    if nets.amt is not None and even is not None and odd is not None:
+                        film.smooth.append(passes.unsmooth(even, odd, image))
+                    even = image
+                before = image
+                film.frames += 1
+    return film
+
+
+class _Passes:
+    def __init__(self, nets: Nets, device: torch.device) -> None:
+        self._nets, self._device = nets, device
+
+    def _pixels(self, images: Frames) -> Tensor:
+        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
+
+    def still(self, images: Frames, film: Film) -> None:
+        """What is seen in each frame by itself."""
+        nets, x = self._nets, self._pixels(images)
+        if nets.dino is not None:
+            film.dino += list(_array(nets.dino(prep.dino_input(x))))
+        if nets.clip_b is not None or nets.clip_l is not None:
+            square = prep.clip_input(x)
+            if nets.clip_b is not None:
+                film.clip += list(_array(nets.clip_b(square)))
+            if nets.clip_l is not None and nets.aesthetic is not None:
+                feature = nnf.normalize(nets.clip_l(square), dim=-1)
+                film.aesthetic += (nets.aesthetic(feature)[:, 0] / AESTHETIC_SCALE).tolist()
+        if nets.musiq is not None:
+            film.imaging += (nets.musiq(prep.musiq_input(x)) / IMAGING_SCALE).tolist()
+
+    def strong(self, a: Frames, b: Frames) -> float:
+        """Strong flow of a pair of frames."""
+        x, y = self._pixels(a[None]), self._pixels(b[None])
+        u, v = raft.flow(self._nets.raft, x, y)[0]
+        return formulas.strong_flow((u.square() + v.square()).sqrt().cpu().numpy())
+
+    def unsmooth(self, first: Frames, middle: Frames, last: Frames) -> float:
+        """Mean absolute difference of a frame to the one that its neighbours let expect."""
+        x, y = (self._pixels(image[None]) / prep.LEVELS for image in (first, last))
+        rows, columns = first.shape[:2]
+        more = [-size % AMT_MULTIPLE for size in (columns, rows)]
+        sides = [side for gap in more for side in (gap // 2, gap - gap // 2)]
+        x, y = (nnf.pad(image, sides, mode="replicate") for image in (x, y))
+        drawn = self._nets.amt(x, y)[
+            0, :, sides[2] : sides[2] + rows, sides[0] : sides[0] + columns
+        ]
+        # Cut, not rounded, to whole levels, as upstream does it.
+        shown = (
+            (drawn * prep.LEVELS)
+            .clamp(0, prep.LEVELS)
+            .to(torch.uint8)
+            .permute(1, 2, 0)
+            .cpu()
+            .numpy()
+        )
+        return float(np.mean(cv2.absdiff(middle, np.ascontiguousarray(shown))))
+
+
+def _array(x: Tensor) -> Floats:
+    return x.cpu().numpy().astype(np.float64)

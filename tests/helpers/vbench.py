@@ -1,0 +1,168 @@
+"""Random weights for VBench's dimensions in the files that the ``vbench`` package reads, and films.
+
+Both follow from a seed alone, so that what that package made of them can be kept as a few numbers.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfbench.scorers.vbench.files import FILES
+from cfbench.scorers.vbench.nets.amt import AmtS
+from cfbench.scorers.vbench.nets.musiq import Musiq
+from cfbench.scorers.vbench.nets.raft import torchvision
+from cfmodel.config import seed_for
+
+Shapes = Mapping[str, tuple[int, ...]]
+FPS, FRAMES, ROWS, COLUMNS = 16, 12, 136, 208
+FILMS = ("slow", "fast")
+
+
+def film(name: str) -> NDArray[np.uint8]:
+    """Smooth random pictures that slide, and change a little: (R, Y, X, 3)."""
+    rng = np.random.default_rng(seed_for("vbench-film", name) % 2**32)
+    step = {"slow": 1, "fast": 7}[name]
+    margin = step * FRAMES
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 12, 20)))
+    size = (ROWS + margin, COLUMNS + margin)
+    wide = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=True)
+    frames = []
+    for k in range(FRAMES):
+        at = k * step
+        view = wide[0, :, at : at + ROWS, at : at + COLUMNS].permute(1, 2, 0).numpy()
+        frames.append(view + rng.normal(0, 3, view.shape))
+    return np.stack(frames).clip(0, 255).round().astype(np.uint8)
+
+
+def drawn(name: str, shapes: Shapes) -> dict[str, Tensor]:
+    """Weights that depend on the names alone: small where many inputs are summed."""
+    generator = torch.Generator().manual_seed(seed_for("vbench-weights", name))
+    out: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        value = torch.randn(shape, generator=generator)
+        if key.endswith("num_batches_tracked"):
+            out[key] = torch.zeros((), dtype=torch.int64)
+        elif key.endswith("running_var"):
+            out[key] = 1 + 0.1 * value.abs()
+        elif len(shape) > 1 and "emb" not in key.rpartition(".")[2]:
+            out[key] = value * float(np.prod(shape[1:])) ** -0.5
+        elif re.search(r"(norm|gn|ln_)[^.]*\.weight$", key):
+            out[key] = 1 + 0.1 * value
+        else:
+            out[key] = 0.1 * value
+    return out
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def dino_shapes(width: int = 128, layers: int = 2) -> Shapes:
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width), "pos_embed": (1, 197, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,), "norm.bias": (width,),
+    }  # fmt: skip
+    for k in range(layers):
+        for part, (out, into) in {
+            "attn.qkv": (3 * width, width), "attn.proj": (width, width),
+            "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width),
+        }.items():  # fmt: skip
+            shapes |= {f"blocks.{k}.{part}.weight": (out, into), f"blocks.{k}.{part}.bias": (out,)}
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{k}.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    return shapes
+
+
+def clip_shapes(patch: int, out: int, width: int = 64, layers: int = 2) -> Shapes:
+    """A small CLIP whole, text half too, since the package builds it from all of its weights."""
+    grid = 224 // patch
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (77, width), "text_projection": (width, out), "logit_scale": (),
+        "token_embedding.weight": (49_408, width),
+        "visual.class_embedding": (width,), "visual.proj": (width, out),
+        "visual.positional_embedding": (grid * grid + 1, width),
+        "visual.conv1.weight": (width, 3, patch, patch),
+    }  # fmt: skip
+    norms = ["visual.ln_pre", "visual.ln_post", "ln_final"]
+    for half, count in (("visual.", layers), ("", 2)):
+        for k in range(count):
+            at = f"{half}transformer.resblocks.{k}"
+            shapes |= {
+                f"{at}.attn.in_proj_weight": (3 * width, width),
+                f"{at}.attn.in_proj_bias": (3 * width,),
+                f"{at}.attn.out_proj.weight": (width, width),
+                f"{at}.attn.out_proj.bias": (width,),
+                f"{at}.mlp.c_fc.weight": (4 * width, width), f"{at}.mlp.c_fc.bias": (4 * width,),
+                f"{at}.mlp.c_proj.weight": (width, 4 * width), f"{at}.mlp.c_proj.bias": (width,),
+            }  # fmt: skip
+            norms += [f"{at}.ln_1", f"{at}.ln_2"]
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return shapes
+
+
+_RAFT = (
+    (r"convnormrelu(\d)\.0\.", r"conv\1."),
+    (r"convnormrelu(\d)\.1\.", r"norm\1."),
+    (r"convnormrelu\.0\.", "conv1."),
+    (r"convnormrelu\.1\.", "norm1."),
+    (r"^(\w+_encoder)\.conv\.", r"\1.conv2."),
+    (r"^feature_encoder\.", "fnet."),
+    (r"^context_encoder\.", "cnet."),
+    (r"motion_encoder\.convcorr(\d)\.0\.", r"encoder.convc\1."),
+    (r"motion_encoder\.convflow(\d)\.0\.", r"encoder.convf\1."),
+    (r"motion_encoder\.conv\.0\.", "encoder.conv."),
+    (r"recurrent_block\.convgru(\d)\.conv([zrq])\.", r"gru.conv\2\1."),
+    (r"^mask_predictor\.convrelu\.0\.", "update_block.mask.0."),
+    (r"^mask_predictor\.conv\.", "update_block.mask.2."),
+)
+
+
+def raft_shapes() -> Shapes:
+    """RAFT's names as its authors publish them, with the norms that stand there twice."""
+    torchvision()
+    from torchvision.models.optical_flow import raft_large
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in raft_large(weights=None).state_dict().items():
+        for pattern, theirs in _RAFT:
+            name = re.sub(pattern, theirs, name)
+        shapes[name] = tuple(value.shape)
+    return shapes
+
+
+def write_weights(root: Path) -> Path:
+    """All files, CLIP as plain state dicts."""
+    half = ("clip-b32", "clip-l14")
+    states = {
+        "dino": drawn("dino", dino_shapes()),
+        "clip-b32": drawn("clip-b32", clip_shapes(32, 32)),
+        "clip-l14": drawn("clip-l14", clip_shapes(14, 768)),
+        "aesthetic": drawn("aesthetic", {"weight": (1, 768), "bias": (1,)}),
+        "musiq": drawn("musiq", shapes_of(Musiq().state_dict())),
+        "amt": drawn("amt", shapes_of(AmtS().state_dict())),
+        "raft": drawn("raft", raft_shapes()),
+    }
+    for name in half:
+        # OpenAI's are float16, and the package rounds what is not.
+        states[name] = {key: value.half().float() for key, value in states[name].items()}
+    for name, state in states.items():
+        path = root / FILES[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree: object = state
+        if name == "amt":
+            tree = {"state_dict": state}
+        elif name == "raft":
+            twice = {
+                re.sub(r"downsample\.1\.", "norm3.", k): v for k, v in state.items()
+                if "downsample.1." in k
+            }  # fmt: skip
+            tree = {f"module.{k}": v for k, v in (state | twice).items()}
+        torch.save(tree, path)
+    return root

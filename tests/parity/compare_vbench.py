@@ -1,0 +1,73 @@
+"""VBench beside ours: ``python -m tests.parity.compare_vbench --env FOLDER --dino CHECKOUT``.
+
+FOLDER is an environment of ``cfbench vbench-env create``, CHECKOUT one of facebookresearch/dino.
+Prints the differences (JSON); ``--store`` keeps the package's scores for the tests.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import av
+
+from cfbench import scorers
+from cfbench.types import Prompt, Segment
+from cfbench.video import held
+from tests.helpers.vbench import COLUMNS, FILMS, FPS, ROWS, film, write_weights
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vbench.json"
+SCRIPT = Path(__file__).with_name("upstream_vbench.py")
+PROMPT = Prompt(id="none", segments=(Segment(text="none", seconds=1),))
+
+
+def ours(weights: Path, names: tuple[str, ...] = FILMS) -> dict[str, dict[str, float | None]]:
+    """Our scores by film and dimension."""
+    suite = scorers.load(f"vbench:{weights}")
+    return {
+        name: {s.dimension: s.value for s in suite.score(held(film(name), FPS), PROMPT)}
+        for name in names
+    }
+
+
+def write_films(folder: Path) -> None:
+    """The films as files that lose nothing."""
+    folder.mkdir()
+    for name in FILMS:
+        with av.open(str(folder / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0"})
+            stream.width, stream.height, stream.pix_fmt = COLUMNS, ROWS, "rgb24"
+            for image in film(name):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", type=Path, required=True)
+    parser.add_argument("--dino", type=Path, required=True)
+    parser.add_argument("--store", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        weights = write_weights(work / "weights")
+        write_films(work / "films")
+        python = given.env.absolute() / "bin" / "python"
+        words = [python, SCRIPT, weights, work / "films", given.dino.absolute(), work / "out.json"]
+        subprocess.run(list(map(str, words)), check=True, stdout=sys.stderr)
+        theirs = json.loads((work / "out.json").read_text(encoding="utf-8"))
+        mine = ours(weights)
+    if given.store:
+        GOLDEN.write_text(json.dumps(theirs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    apart = {
+        name: {key: abs(value - (mine[name][key] or 0)) for key, value in theirs[name].items()}
+        for name in theirs
+    }
+    largest = max(value for row in apart.values() for value in row.values())
+    sys.stdout.write(json.dumps({"films": apart, "largest": largest}, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
