@@ -9,7 +9,6 @@ from typing import Any
 from cfbench.errors import CfError
 
 EXTRAS = {
-    "open_clip": "vbench",
     "torchvision": "vbench",
     "gradio": "study",
     "ray": "cluster",

@@ -176,9 +176,14 @@ def coverage_note(frame: Frame, normaliser: Normaliser, tier: str) -> str:
     """One line on what the numbers are: tier, films, prompts, normaliser."""
     prompts, seeds = len(set(frame.prompts)), len({run.seed for run in frame.runs})
     source = "as made, no film stored" if frame.protocol == RAW_FRAMES else "of stored films"
+    what = (
+        "VBench-compatible scores of whole films (protocol custom), computed with your weights."
+        if tier == "reference"
+        else f"{tier}-tier scores, not VBench scores: VBench's aggregation rule over the {tier} "
+        "tier's own dimensions."
+    )
     return (
-        f"{tier}-tier scores, not VBench scores: VBench's aggregation rule over the {tier} tier's "
-        f"own dimensions. {len(frame.runs)} films of {prompts} prompts and {seeds} seeds; "
+        f"{what} {len(frame.runs)} films of {prompts} prompts and {seeds} seeds; "
         f"protocol {frame.protocol} (frames {source}); "
         f"normaliser {normaliser.name} {normaliser.sha256[:12]}. Brackets: 95 % interval, "
         "resampling prompts (from 5 prompts on). Background, Subject and Dynamic are raw values."

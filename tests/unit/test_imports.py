@@ -16,11 +16,10 @@ import cfbench
 import cfmodel
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = ("torchvision", "open_clip", "gradio", "ray", "wandb")
+OPTIONAL = ("torchvision", "gradio", "ray", "wandb")
 HEAVY = ("torch", "transformers", "diffusers", "pandas", "pyarrow", "matplotlib", "cv2", "av")
 IMPORT_NAMES = {
     "opencv-python-headless": "cv2",
-    "open-clip-torch": "open_clip",
     "flash-attn-4": "flash_attn",
 }
 
