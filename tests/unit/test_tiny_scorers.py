@@ -8,6 +8,7 @@ import torch
 
 from cfbench import prompts
 from cfbench.prompts import FIRST
+from cfbench.scorers import rules
 from cfbench.scorers.tiny import formulas, norm, samples, semantic, watch
 from cfbench.scorers.tiny.damage import blur, damages, quantise
 from cfbench.scorers.tiny.dims import TinySuite
@@ -56,27 +57,27 @@ def test_parameters_fit_the_budget():
 def test_consistency_by_hand():
     vectors = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     # frame 1: (0.6 + 0.6) / 2; frame 2: negative similarities count as 0.
-    assert formulas.consistency(vectors) == pytest.approx([0.6, 0.0])
+    assert rules.consistency(vectors) == pytest.approx([0.6, 0.0])
 
 
 def test_flicker_by_hand():
     frames = np.zeros((3, 2, 2, 3), np.uint8)
     frames[1] = 51
-    assert formulas.flicker(frames) == pytest.approx([0.8, 0.8])
+    assert rules.flicker(frames) == pytest.approx([0.8, 0.8])
 
 
 def test_strong_flow_is_the_mean_of_the_top_twentieth():
-    assert formulas.strong_flow(np.arange(100.0).reshape(10, 10)) == pytest.approx(97.0)
+    assert rules.strong_flow(np.arange(100.0).reshape(10, 10)) == pytest.approx(97.0)
 
 
 def test_dynamic_needs_a_quarter_of_the_sampled_frames():
     limit = 6 / 256 * 80
     strong = np.array([limit + 1e-6] * 4 + [limit] * 11)
-    moving = formulas.moves(strong, 80, 128)
+    moving = rules.moves(strong, 80, 128)
     assert moving.sum() == 4
-    assert formulas.is_dynamic(moving, 16)
+    assert rules.is_dynamic(moving, 16)
     moving[0] = False
-    assert not formulas.is_dynamic(moving, 16)
+    assert not rules.is_dynamic(moving, 16)
 
 
 def test_aesthetic_prefers_contrast_and_a_framed_subject():
@@ -209,7 +210,7 @@ def test_flow_sees_a_shift_and_draws_the_frame_between():
     assert len(strong) == 2
     assert median == pytest.approx(4, abs=0.5)
     assert smooth.min() > 0.98
-    assert formulas.moves(strong, HEIGHT, WIDTH).all()
+    assert rules.moves(strong, HEIGHT, WIDTH).all()
 
 
 def output_of(marks: list[tuple[int, int, int, int]]) -> ReaderOutput:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from cfbench.aggregate import QUALITY, SEMANTIC
+from cfbench.scorers import rules
 from cfbench.scorers.tiny import formulas, semantic
 from cfbench.scorers.tiny.expect import Expectation, expect
 from cfbench.scorers.tiny.formulas import Flags, Floats
@@ -164,13 +165,13 @@ def quality(c: Case) -> dict[str, Verdict]:
     due = c.asked.main >= semantic.EXPECTED
     seen = (c.score[:, 0] > 0) & np.isnan(c.asked.main)
     rows = np.flatnonzero((due | seen) & inside)
-    subject[rows[1:]] = formulas.consistency(film.features[rows])
+    subject[rows[1:]] = rules.consistency(film.features[rows])
     background = np.full(len(film.sampled), np.nan)
-    background[1:] = formulas.consistency(film.images)
+    background[1:] = rules.consistency(film.images)
     alive = _alive(c)
-    moving = formulas.moves(film.strong, *film.pixels.shape[1:3])
+    moving = rules.moves(film.strong, *film.pixels.shape[1:3])
     sampled = len(moving) + 1
-    dynamic = float(formulas.is_dynamic(moving, sampled)) if len(moving) else None
+    dynamic = float(rules.is_dynamic(moving, sampled)) if len(moving) else None
     return {
         "subject_consistency": Verdict(
             values=subject * alive, reason="does not apply: no subject is due"

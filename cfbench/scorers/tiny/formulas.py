@@ -13,60 +13,11 @@ from cfbench.types import WindowScore
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-FLOW_SHARE = 0.05
-FLOW_LIMIT = 6 / 256  # of the shorter side, in pixels
 STALL_PX, STALL_S = 0.5, 1.0
 WINDOW_S = 2.0
 GOOD_CONTRAST, BLOCK_PX = 0.16, 4
 NOISE_CLARITY, GOOD_CLARITY = 0.55, 0.9
 NO_SUBJECT = 0.5
-
-
-def consistency(vectors_RE: Floats) -> Floats:
-    """Of each frame but the first, the mean of its similarity to the one before and to the first.
-
-    Vectors have unit length; negative similarities count as 0.
-
-    Source: VBench, subject_consistency and background_consistency.
-    """
-    if len(vectors_RE) < 2:
-        return np.zeros(0)
-    before = (vectors_RE[1:] * vectors_RE[:-1]).sum(1).clip(min=0)
-    first = (vectors_RE[1:] @ vectors_RE[0]).clip(min=0)
-    return (before + first) / 2
-
-
-def flicker(frames: NDArray[np.uint8]) -> Floats:
-    """``(255 - mean absolute difference) / 255`` of neighbouring frames.
-
-    Source: VBench, temporal_flickering.
-    """
-    low, high = np.minimum(frames[1:], frames[:-1]), np.maximum(frames[1:], frames[:-1])
-    return (255 - (high - low).reshape(len(frames) - 1, -1).mean(1)) / 255
-
-
-def strong_flow(magnitude: Floats) -> float:
-    """Mean of the largest 5 % of a pair's flow magnitudes.
-
-    Source: VBench, dynamic_degree.
-    """
-    flat = np.sort(magnitude, axis=None)[::-1]
-    return float(flat[: max(1, int(len(flat) * FLOW_SHARE))].mean())
-
-
-def moves(strong: Floats, height: int, width: int) -> Flags:
-    """Which pairs move: their strong flow exceeds 6 pixels of 256 on the shorter side."""
-    return strong > FLOW_LIMIT * min(height, width)
-
-
-def is_dynamic(moving: Flags, sampled: int) -> bool:
-    """Whether a film of ``sampled`` frames is dynamic: at least 4 of 16 of its pairs move.
-
-    Example:
-        >>> is_dynamic(np.array([True] * 4 + [False] * 11), 16)
-        True
-    """
-    return int(moving.sum()) >= round(4 * sampled / 16)
 
 
 def stalled(strong: Floats, strong_s: Floats, at_s: Floats) -> Flags:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfbench import video
+from cfbench.scorers import rules
 from cfbench.scorers.tiny import formulas
 from cfbench.scorers.tiny.formulas import Floats
 from cfbench.scorers.tiny.nets import HEIGHT, WIDTH
@@ -124,7 +125,7 @@ def watch(frames: Frames, limit: int, fps: int, nets: Networks, codec: Codec) ->
         ),
         edges=formulas.edges(luma),
         latent_std=latent_std(frames[:limit], fps, codec),
-        flicker=formulas.flicker(frames[:limit]),
+        flicker=rules.flicker(frames[:limit]),
         smoothness=smoothness,
         strong=strong,
         median_flow=median,
@@ -164,7 +165,7 @@ def flow_measures(frames: Frames, step: int) -> tuple[Floats, Floats, Floats]:
     for start in range(0, len(frames) - step, step):
         flow = dis.calc(grey[start], grey[start + step], np.zeros((rows, columns, 2), np.float32))
         size = np.hypot(flow[..., 0], flow[..., 1])
-        strong.append(formulas.strong_flow(size))
+        strong.append(rules.strong_flow(size))
         median.append(float(np.median(size)))
         if step >= 2:
             half = flow / 2

@@ -16,7 +16,7 @@ from torch import nn
 
 from cfbench.aggregate import QUALITY
 from cfbench.errors import CfError
-from cfbench.scorers.vbench import formulas
+from cfbench.scorers import rules
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft, vit
 from cfbench.scorers.vbench.nets.amt import AmtS
@@ -175,18 +175,22 @@ def load_nets(folder: Folder, device: torch.device) -> Nets:
 def measured(film: Film) -> dict[str, float | None]:
     """Values by dimension; None where nothing was seen."""
 
-    def mean(values: Sequence[float] | formulas.Floats) -> float | None:
+    def mean(values: Sequence[float] | rules.Floats) -> float | None:
         return float(np.mean(values)) if len(values) else None
 
-    def consistent(features: list[formulas.Floats]) -> float | None:
-        return mean(formulas.consistency(np.stack(features))) if len(features) > 1 else None
+    def consistent(features: list[rules.Floats]) -> float | None:
+        if len(features) < 2:
+            return None
+        rows = np.stack(features)
+        return mean(rules.consistency(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
 
     def like(differences: Sequence[float]) -> float | None:
-        return float(formulas.likeness(np.array(differences)).mean()) if differences else None
+        return float(rules.likeness(np.array(differences)).mean()) if differences else None
 
     dynamic = None
     if film.strong:
-        dynamic = float(formulas.is_dynamic(np.array(film.strong), film.rows, film.columns))
+        moving = rules.moves(np.array(film.strong), film.rows, film.columns)
+        dynamic = float(rules.is_dynamic(moving, len(film.strong) + 1))
     return {
         "subject_consistency": consistent(film.dino),
         "background_consistency": consistent(film.clip),

@@ -15,8 +15,9 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfbench.scorers.vbench import formulas, prep
-from cfbench.scorers.vbench.formulas import Floats
+from cfbench.scorers import rules
+from cfbench.scorers.rules import Floats
+from cfbench.scorers.vbench import prep
 from cfbench.scorers.vbench.nets import raft
 
 Frames = NDArray[np.uint8]
@@ -69,7 +70,7 @@ def watch(blocks: Iterator[Frames], fps: float, nets: Nets, device: torch.device
         device: where they are.
     """
     film, passes = Film(), _Passes(nets, device)
-    step = formulas.interval(fps)
+    step = rules.interval(fps)
     before: Frames | None = None
     flown: Frames | None = None
     even: Frames | None = None
@@ -123,7 +124,7 @@ class _Passes:
         """Strong flow of a pair of frames."""
         x, y = self._pixels(a[None]), self._pixels(b[None])
         u, v = raft.flow(self._nets.raft, x, y)[0]
-        return formulas.strong_flow((u.square() + v.square()).sqrt().cpu().numpy())
+        return rules.strong_flow((u.square() + v.square()).sqrt().cpu().numpy())
 
     def unsmooth(self, first: Frames, middle: Frames, last: Frames) -> float:
         """Mean absolute difference of a frame to the one that its neighbours let expect."""
