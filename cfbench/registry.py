@@ -9,7 +9,6 @@ from typing import Any
 from cfbench.errors import CfError
 
 EXTRAS = {
-    "torchvision": "vbench",
     "gradio": "study",
     "ray": "cluster",
     "flash_attn": "flash",

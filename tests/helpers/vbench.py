@@ -15,7 +15,7 @@ from torch import Tensor
 from cfbench.scorers.vbench.files import FILES
 from cfbench.scorers.vbench.nets.amt import AmtS
 from cfbench.scorers.vbench.nets.musiq import Musiq
-from cfbench.scorers.vbench.nets.raft import torchvision
+from cfbench.scorers.vbench.nets.raft import Raft
 from cfmodel.config import seed_for
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -107,36 +107,6 @@ def clip_shapes(patch: int, out: int, width: int = 64, layers: int = 2) -> Shape
     return shapes
 
 
-_RAFT = (
-    (r"convnormrelu(\d)\.0\.", r"conv\1."),
-    (r"convnormrelu(\d)\.1\.", r"norm\1."),
-    (r"convnormrelu\.0\.", "conv1."),
-    (r"convnormrelu\.1\.", "norm1."),
-    (r"^(\w+_encoder)\.conv\.", r"\1.conv2."),
-    (r"^feature_encoder\.", "fnet."),
-    (r"^context_encoder\.", "cnet."),
-    (r"motion_encoder\.convcorr(\d)\.0\.", r"encoder.convc\1."),
-    (r"motion_encoder\.convflow(\d)\.0\.", r"encoder.convf\1."),
-    (r"motion_encoder\.conv\.0\.", "encoder.conv."),
-    (r"recurrent_block\.convgru(\d)\.conv([zrq])\.", r"gru.conv\2\1."),
-    (r"^mask_predictor\.convrelu\.0\.", "update_block.mask.0."),
-    (r"^mask_predictor\.conv\.", "update_block.mask.2."),
-)
-
-
-def raft_shapes() -> Shapes:
-    """RAFT's names as its authors publish them, with the norms that stand there twice."""
-    torchvision()
-    from torchvision.models.optical_flow import raft_large
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in raft_large(weights=None).state_dict().items():
-        for pattern, theirs in _RAFT:
-            name = re.sub(pattern, theirs, name)
-        shapes[name] = tuple(value.shape)
-    return shapes
-
-
 def write_weights(root: Path) -> Path:
     """All files, CLIP as plain state dicts."""
     half = ("clip-b32", "clip-l14")
@@ -147,7 +117,7 @@ def write_weights(root: Path) -> Path:
         "aesthetic": drawn("aesthetic", {"weight": (1, 768), "bias": (1,)}),
         "musiq": drawn("musiq", shapes_of(Musiq().state_dict())),
         "amt": drawn("amt", shapes_of(AmtS().state_dict())),
-        "raft": drawn("raft", raft_shapes()),
+        "raft": drawn("raft", shapes_of(Raft().state_dict())),
     }
     for name in half:
         # OpenAI's are float16, and the package rounds what is not.

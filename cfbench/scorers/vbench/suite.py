@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from cfbench.aggregate import QUALITY
-from cfbench.errors import CfError
 from cfbench.scorers import rules
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft, vit
@@ -129,16 +128,9 @@ def load_nets(folder: Folder, device: torch.device) -> Nets:
     """The networks whose weights are there, float32, without TF32.
 
     Raises:
-        CfError: a file is damaged, or torchvision is not installed.
+        CfError: a file is damaged.
         ValueError: a file holds another network's weights.
     """
-    if folder.has("raft"):
-        try:
-            raft.torchvision()
-        except ModuleNotFoundError as error:
-            raise CfError(
-                "dynamic_degree needs torchvision; pip install 'contextforcing[vbench]'"
-            ) from error
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def built(name: str, make: Callable[[Any], Any]) -> Any:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from cfbench.scorers.vbench.nets.correlation import Pyramid, correlations
+
 RADIUS, LEVELS, FLOWS = 3, 4, 3
 CHANNELS = (20, 32, 44, 56)
 SKIP = 20
@@ -135,47 +137,19 @@ class _Features(nn.Module):
 
 
 class _Correlations:
-    """All pairs of features of two images, pooled to ``LEVELS`` sizes, in both directions."""
+    """Correlations of two images' features in both directions."""
 
     def __init__(self, a_BCYX: Tensor, b_BCYX: Tensor) -> None:
-        batch, channels, rows, columns = a_BCYX.shape
-        pairs = a_BCYX.flatten(2).transpose(1, 2) @ b_BCYX.flatten(2)
-        pairs = pairs / torch.sqrt(torch.tensor(float(channels)))
-        self._size = (batch, rows, columns)
-        self._levels = [
-            self._pooled(table.reshape(-1, 1, rows, columns))
+        rows, columns = a_BCYX.shape[-2:]
+        pairs = correlations(a_BCYX, b_BCYX)
+        self._there, self._back = (
+            Pyramid(table, rows, columns, levels=LEVELS, radius=RADIUS)
             for table in (pairs, pairs.transpose(1, 2))
-        ]
-
-    @staticmethod
-    def _pooled(table: Tensor) -> list[Tensor]:
-        levels = [table]
-        for _ in range(LEVELS - 1):
-            levels.append(nnf.avg_pool2d(levels[-1], 2, stride=2))
-        return levels
+        )
 
     def around(self, flow01: Tensor, flow10: Tensor) -> Tensor:
         """Correlations around where flows lead: from the first image, then from the second."""
-        return torch.cat([self._looked_up(0, flow01), self._looked_up(1, flow10)], 1)
-
-    def _looked_up(self, direction: int, flow_B2YX: Tensor) -> Tensor:
-        batch, rows, columns = self._size
-        device = flow_B2YX.device
-        y, x = torch.meshgrid(
-            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-        )
-        centre = (torch.stack([x, y]).float()[None] + flow_B2YX).permute(0, 2, 3, 1)
-        steps = torch.linspace(-RADIUS, RADIUS, 2 * RADIUS + 1, device=device)
-        # The published weights were trained with rows' steps first in each pair.
-        window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)[None]
-        found: list[Tensor] = []
-        for level, table in enumerate(self._levels[direction]):
-            places = centre.reshape(-1, 1, 1, 2) / 2**level + window
-            sizes = places.new_tensor([table.shape[3] - 1, table.shape[2] - 1])
-            grid = 2 * places / sizes - 1
-            values = nnf.grid_sample(table, grid, align_corners=True)
-            found.append(values.reshape(batch, rows, columns, -1))
-        return torch.cat(found, -1).permute(0, 3, 1, 2).contiguous()
+        return torch.cat([self._there.around(flow01), self._back.around(flow10)], 1)
 
 
 class _Update(nn.Module):
