@@ -16,7 +16,7 @@ import av
 from cfbench import scorers
 from cfbench.types import Prompt, Segment
 from cfbench.video import held
-from tests.helpers.vbench import COLUMNS, FILMS, FPS, ROWS, film, write_weights
+from tests.helpers.vbench_data import COLUMNS, FILMS, FPS, ROWS, film, write_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench.json"
 SCRIPT = Path(__file__).with_name("upstream_vbench.py")

@@ -17,7 +17,7 @@ from cfbench.scorers.vbench.files import FILES, PINNED, Folder
 from cfbench.scorers.vbench.suite import NEEDS, VBenchSuite, measured
 from cfbench.scorers.vbench.watch import Nets, watch
 from cfbench.video import Clip, held
-from tests.helpers.vbench import FILMS, FPS, FRAMES, film, write_weights
+from tests.helpers.vbench_data import FILMS, FPS, FRAMES, film, write_weights
 from tests.parity.compare_vbench import GOLDEN, PROMPT, ours
 
 TOLERANCE = 1e-6
