@@ -223,6 +223,9 @@ def train(
         int, typer.Option(help="micro-batches that a step's batch is cut in")
     ] = 1,
     lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="of the teacher in dmd, cdmd and streaming")
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="compute activations twice, keep few")
     ] = False,
@@ -295,6 +298,7 @@ def train(
             use = sources.Resources(
                 out=out, assets=assets or weights.assets() / experiment.family, device=place,
                 workers=workers, compiled=compiled, recorded=cuda_graphs, batch=batch, lr=lr,
+                guidance=guidance,
                 capacity=capacity, fill=fill, clips=clips, render=render, scripts=scripts,
                 accumulate=accumulate, films=tuple(films), prompts=prompts, base=base,
                 init=run.published(init, experiment),

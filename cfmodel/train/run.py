@@ -86,7 +86,10 @@ def run(
             "preset": experiment.key(), "batch": use.batch, "accumulate": use.accumulate,
             **identity(stage, experiment, use, shared),
         }  # fmt: skip
-        settings = {**same, "lr": use.lr, "seconds": budget.seconds, "steps": budget.steps}
+        settings = {
+            **same, "lr": use.lr, "guidance": use.guidance, "seconds": budget.seconds,
+            "steps": budget.steps,
+        }  # fmt: skip
         if engine.resume and (done := _done(use.out, stage, settings)):
             logger.info("%s is done already; --fresh does it again", stage)
             records[stage] = done

@@ -60,7 +60,7 @@ class Resources:
 
     ``assets`` holds the weights of the stages before it; ``batch`` counts the films or captions of
     a step over all processes and all of its ``accumulate`` micro-batches. ``recorded`` replays
-    passes as CUDA graphs. ``films`` are folders of
+    passes as CUDA graphs. ``lr`` and ``guidance`` replace the family's. ``films`` are folders of
     prepared films, ``prompts`` is a file of texts; without them the tiny world gives both.
     ``base`` is the source of Wan's VAE and UMT5, ``init`` reads published weights in place of those
     of a stage.
@@ -74,6 +74,7 @@ class Resources:
     recorded: bool = False
     batch: int | None = None
     lr: float | None = None
+    guidance: float | None = None
     capacity: int = 8192
     fill: int = 2048
     clips: int = 20_480

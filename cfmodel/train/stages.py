@@ -210,6 +210,8 @@ def _matching(
         films = FreshFilms(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)
+    if use.guidance is not None:
+        matching = replace(matching, guidance=use.guidance)
     return MatchingStage(
         name, experiment, use.device, films, frozen.embed([matching.negative])[0], matching,
         student=use.weights(student).tensors, teacher=use.weights(teacher).tensors,

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from cfmodel import cli
 from cfmodel.io import wan_parts
 from cfmodel.io.weights import load_weights
+from cfmodel.train import matching
 from cfmodel.train import run as runs
 from cfmodel.train.frozen import WanFrozen
 from cfmodel.train.texts import Held, OnDemand
@@ -86,13 +87,19 @@ def test_stage_1_of_a_wan(base, monkeypatch, capsys, tmp_path):
         "train", "dmd", "--preset", "wan-1.3b", "--device", "cpu", "--base", base,
         "--init", f"base={tmp_path / 'base.safetensors'}",
         "--init", f"causal-init={tmp_path / 'ode.pt'}",
-        "--prompts", tmp_path / "prompts.txt", "--batch", 2, "--steps", 1, "--out", out, "--json",
+        "--prompts", tmp_path / "prompts.txt", "--batch", 2, "--steps", 1, "--guidance", 0.5,
+        "--out", out, "--json",
         *(part for size in wan.SIZES for part in ("--set", size)),
     ]  # fmt: skip
+    used, real = list[float](), matching.guided
+    monkeypatch.setattr(
+        matching, "guided", lambda a, b, weight: used.append(weight) or real(a, b, weight)
+    )
     monkeypatch.setattr(sys, "argv", ["cfmodel", *map(str, given)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert not stopped.value.code
+    assert set(used) == {0.5}
     record = json.loads(capsys.readouterr().out)["dmd"]
     assert record["evaluation"]["student_updates"] == 1
     made, before = load_weights(out / "dmd.safetensors").tensors, wan.small_student(1)
