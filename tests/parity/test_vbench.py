@@ -82,7 +82,7 @@ def test_other_damaged_and_foreign_weights_are_refused(tmp_path):
         Folder(tmp_path).sha256("aesthetic")
     (tmp_path / PINNED).unlink()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CfError, match="is damaged or no weights file"):
+    with pytest.raises(CfError, match="is truncated or no file of torch.save"):
         Folder(tmp_path).tensors("aesthetic")
     (tmp_path / PINNED).unlink()
     torch.save({"weight": torch.zeros(3, 8), "bias": torch.zeros(3)}, path)
@@ -140,6 +140,16 @@ def test_sizes_of_inputs():
     assert prep.musiq_input(x).shape == (1, 3, 295, 512)
     assert prep.musiq_input(x[..., :100, :100]).shape == (1, 3, 100, 100)
     assert float(prep.musiq_input(x).max()) <= 1
+
+
+def test_padding_is_split_with_the_smaller_half_in_front():
+    x = torch.arange(13 * 10, dtype=torch.float32).view(1, 1, 13, 10)
+    wide = prep.padded(x, 8)
+    assert wide.shape == (1, 1, 16, 16)
+    assert torch.equal(wide[..., 1:14, 3:13], x)
+    assert torch.equal(wide[..., 15, 3:13], x[..., 12, :])
+    assert torch.equal(prep.unpadded(wide, 13, 10), x)
+    assert torch.equal(prep.padded(x[..., :8, :8], 8), x[..., :8, :8])
 
 
 def test_a_clip_that_is_streamed():

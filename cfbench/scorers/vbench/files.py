@@ -3,17 +3,19 @@
 The folder is laid out as the ``vbench`` package lays out its cache, so that one serves both.
 """
 
-import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfbench.errors import CfError
-from cfbench.store import write_atomic
+from cfbench.store import sha256_of, write_atomic
+from cfmodel.io.checkpoints import unpickled
+
+log = logging.getLogger(__name__)
 
 DEFAULT = Path(".cache") / "vbench"
 """In the user's home, where the ``vbench`` package keeps them."""
@@ -27,7 +29,8 @@ FILES = {
     "amt": "amt_model/amt-s.pth",
     "raft": "raft_model/models/raft-things.pth",
 }
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+INNER = ("state_dict", "params", "model")
+"""State dicts within a file, where it has more than one thing in it."""
 
 
 @dataclass
@@ -48,8 +51,7 @@ class Folder:
             CfError: it is another file than the one that was pinned.
         """
         if name not in self._hashes:
-            with (self.root / FILES[name]).open("rb") as file:
-                self._hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._hashes[name] = sha256_of(self.root / FILES[name])
             self._pin(name, self._hashes[name])
         return self._hashes[name]
 
@@ -61,16 +63,20 @@ class Folder:
             raise CfError(
                 f"{path} is damaged ({error}); delete it to pin the files anew"
             ) from error
-        if pinned.setdefault(FILES[name], found) != found:
+        if FILES[name] not in pinned:
+            self._write({**pinned, FILES[name]: found})
+        elif pinned[FILES[name]] != found:
             raise CfError(
                 f"{self.root / FILES[name]} is another file than before: sha256 {found[:12]}, "
                 f"pinned {pinned[FILES[name]][:12]}; restore it, or delete {path}"
             )
+
+    def _write(self, pinned: dict[str, str]) -> None:
         try:
-            write_atomic(path, (json.dumps(pinned, indent=1, sort_keys=True) + "\n").encode())
+            content = json.dumps(pinned, indent=1, sort_keys=True) + "\n"
+            write_atomic(self.root / PINNED, content.encode())
         except PermissionError:
-            # A shared folder that others fill: each run still records the hash.
-            return
+            log.warning("%s cannot be written: files are not pinned", self.root / PINNED)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The weights in a file, on the CPU, float32.
@@ -80,25 +86,18 @@ class Folder:
         """
         path = self.root / FILES[name]
         self.sha256(name)
-        try:
-            tree = self._opened(path)
-        except UNREADABLE as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
-            raise CfError(f"{path} is damaged or no weights file ({reason[:120]})") from error
-        state: Any = tree
-        for inner in ("state_dict", "params", "model"):
-            if isinstance(state, dict) and isinstance(state.get(inner), dict):
-                state = state[inner]
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            raise CfError(f"{path} holds no state dict; get it anew")
-        return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+        state = self._archived(path) if path.parent.name == "clip_model" else None
+        if state is None:
+            try:
+                state, _ = unpickled(path, entries=INNER)
+            except ValueError as error:
+                raise CfError(str(error)) from error
+        return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
 
     @staticmethod
-    def _opened(path: Path) -> Any:
-        # OpenAI publishes CLIP as an archive of TorchScript, of which the weights alone are kept.
-        if path.parent.name == "clip_model":
-            try:
-                return torch.jit.load(str(path), map_location="cpu").state_dict()
-            except RuntimeError:
-                pass
-        return torch.load(path, map_location="cpu", weights_only=True)
+    def _archived(path: Path) -> dict[str, Tensor] | None:
+        """Weights of an archive of TorchScript, as OpenAI publishes CLIP; None if it is none."""
+        try:
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        except RuntimeError:
+            return None

@@ -55,6 +55,25 @@ def musiq_input(frames_B3YX: Tensor) -> Tensor:
     return x / LEVELS
 
 
+def padded(frames_B3YX: Tensor, multiple: int) -> Tensor:
+    """Sides become multiples, borders repeated, half of what is added (rounded down) in front.
+
+    Source: RAFT's and AMT's demos, and VBench.
+    """
+    return nnf.pad(frames_B3YX, _margins(frames_B3YX.shape, multiple), mode="replicate")
+
+
+def unpadded(frames_B3YX: Tensor, rows: int, columns: int) -> Tensor:
+    """Frames without what ``padded`` added to ``rows`` and ``columns``."""
+    top, left = (frames_B3YX.shape[2] - rows) // 2, (frames_B3YX.shape[3] - columns) // 2
+    return frames_B3YX[..., top : top + rows, left : left + columns]
+
+
+def _margins(shape: torch.Size, multiple: int) -> list[int]:
+    gaps = [-size % multiple for size in (shape[3], shape[2])]
+    return [side for gap in gaps for side in (gap // 2, gap - gap // 2)]
+
+
 def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if x.shape[-2:] == size:
         return x

@@ -69,45 +69,30 @@ def watch(blocks: Iterator[Frames], fps: float, nets: Nets, device: torch.device
         nets: what looks at it.
         device: where they are.
     """
-    film, passes = Film(), _Passes(nets, device)
-    step = rules.interval(fps)
-    before: Frames | None = None
-    flown: Frames | None = None
-    even: Frames | None = None
-    odd: Frames | None = None
+    watcher = _Watcher(rules.interval(fps), nets, device)
     for block in blocks:
         for start in range(0, len(block), AT_ONCE):
             part = block[start : start + AT_ONCE]
-            film.rows, film.columns = part.shape[1:3]
-            passes.still(part, film)
+            watcher.still(part)
             for image in part:
-                if before is not None:
-                    film.flicker.append(float(np.mean(cv2.absdiff(before, image))))
-                if nets.raft is not None and film.frames % step == 0:
-                    if flown is not None:
-                        film.strong.append(passes.strong(flown, image))
-                    flown = image
-                if film.frames % 2:
-                    odd = image
-                else:
-                    if nets.amt is not None and even is not None and odd is not None:
-                        film.smooth.append(passes.unsmooth(even, odd, image))
-                    even = image
-                before = image
-                film.frames += 1
-    return film
+                watcher.moving(image)
+    return watcher.film
 
 
-class _Passes:
-    def __init__(self, nets: Nets, device: torch.device) -> None:
-        self._nets, self._device = nets, device
+class _Watcher:
+    """A film being watched, and the frames of it that later ones are compared with."""
 
-    def _pixels(self, images: Frames) -> Tensor:
-        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
+    def __init__(self, step: int, nets: Nets, device: torch.device) -> None:
+        self.film = Film()
+        self._step, self._nets, self._device = step, nets, device
+        self._before: Frames | None = None
+        self._flown: Frames | None = None
+        self._even: Frames | None = None
 
-    def still(self, images: Frames, film: Film) -> None:
+    def still(self, images: Frames) -> None:
         """What is seen in each frame by itself."""
-        nets, x = self._nets, self._pixels(images)
+        film, nets, x = self.film, self._nets, self._pixels(images)
+        film.rows, film.columns = images.shape[1:3]
         if nets.dino is not None:
             film.dino += list(_array(nets.dino(prep.dino_input(x))))
         if nets.clip_b is not None or nets.clip_l is not None:
@@ -120,32 +105,43 @@ class _Passes:
         if nets.musiq is not None:
             film.imaging += (nets.musiq(prep.musiq_input(x)) / IMAGING_SCALE).tolist()
 
-    def strong(self, a: Frames, b: Frames) -> float:
-        """Strong flow of a pair of frames."""
-        x, y = self._pixels(a[None]), self._pixels(b[None])
-        u, v = raft.flow(self._nets.raft, x, y)[0]
+    def moving(self, image: Frames) -> None:
+        """What the next frame (Y, X, 3) shows beside those before it."""
+        film, before = self.film, self._before
+        if before is not None:
+            film.flicker.append(float(np.mean(cv2.absdiff(before, image))))
+        if self._nets.raft is not None and film.frames % self._step == 0:
+            if self._flown is not None:
+                film.strong.append(self._strong(self._flown, image))
+            self._flown = image
+        if film.frames % 2 == 0:
+            # The frame before it is the odd one between two even ones.
+            if self._nets.amt is not None and self._even is not None and before is not None:
+                film.smooth.append(self._unsmooth(self._even, before, image))
+            self._even = image
+        self._before = image
+        film.frames += 1
+
+    def _strong(self, a: Frames, b: Frames) -> float:
+        """Strong flow of a pair of frames, in what it is padded with too, as upstream has it."""
+        u, v = self._nets.raft(
+            *(prep.padded(self._pixels(x[None]), raft.MULTIPLE) for x in (a, b))
+        )[0]
         return rules.strong_flow((u.square() + v.square()).sqrt().cpu().numpy())
 
-    def unsmooth(self, first: Frames, middle: Frames, last: Frames) -> float:
+    def _unsmooth(self, first: Frames, middle: Frames, last: Frames) -> float:
         """Mean absolute difference of a frame to the one that its neighbours let expect."""
-        x, y = (self._pixels(image[None]) / prep.LEVELS for image in (first, last))
-        rows, columns = first.shape[:2]
-        more = [-size % AMT_MULTIPLE for size in (columns, rows)]
-        sides = [side for gap in more for side in (gap // 2, gap - gap // 2)]
-        x, y = (nnf.pad(image, sides, mode="replicate") for image in (x, y))
-        drawn = self._nets.amt(x, y)[
-            0, :, sides[2] : sides[2] + rows, sides[0] : sides[0] + columns
-        ]
-        # Cut, not rounded, to whole levels, as upstream does it.
-        shown = (
-            (drawn * prep.LEVELS)
-            .clamp(0, prep.LEVELS)
-            .to(torch.uint8)
-            .permute(1, 2, 0)
-            .cpu()
-            .numpy()
+        ends = (
+            prep.padded(self._pixels(x[None]) / prep.LEVELS, AMT_MULTIPLE) for x in (first, last)
         )
-        return float(np.mean(cv2.absdiff(middle, np.ascontiguousarray(shown))))
+        drawn = prep.unpadded(self._nets.amt(*ends), *first.shape[:2])[0]
+        # Cut, not rounded, to whole levels, as upstream does it.
+        levels = (drawn * prep.LEVELS).clamp(0, prep.LEVELS).to(torch.uint8)
+        shown = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return float(np.mean(cv2.absdiff(middle, shown)))
+
+    def _pixels(self, images: Frames) -> Tensor:
+        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
 
 
 def _array(x: Tensor) -> Floats:

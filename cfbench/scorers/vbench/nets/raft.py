@@ -174,14 +174,3 @@ def raft(tensors: Mapping[str, Tensor]) -> Raft:
         reason = str(error).strip().splitlines()[1].strip()
         raise ValueError(f"weights are of another network than RAFT ({reason})") from error
     return net.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def flow(net: Raft, a_B3YX: Tensor, b_B3YX: Tensor) -> Tensor:
-    """Flow (B, 2, Y', X') in pixels between images of 0 to 255, sides padded to multiples of 8.
-
-    Source: RAFT's demo and VBench: borders repeated, the padding split on both sides and kept.
-    """
-    more = [-size % MULTIPLE for size in (a_B3YX.shape[3], a_B3YX.shape[2])]
-    sides = [side for gap in more for side in (gap // 2, gap - gap // 2)]
-    return net(*(nnf.pad(image, sides, mode="replicate") for image in (a_B3YX, b_B3YX)))
