@@ -114,7 +114,7 @@ def find(source: str, role: Role, *, fetch: bool = True) -> Path:
     for name in ROLE_FILES[role]:
         if (path / name).is_file():
             return path / name
-    alone = [p for p in sorted(path.iterdir()) if p.suffix in (SUFFIX, *PICKLED)]
+    alone = [p for p in sorted(path.glob("*")) if p.suffix in (SUFFIX, *PICKLED)]
     if role == "transformer" and len(alone) == 1:
         return alone[0]
     raise ValueError(
@@ -135,18 +135,29 @@ def _fetched(where: str, role: Role, fetch: bool) -> Path:
     try:
         if inside and Path(inside[0]).suffix:
             return Path(hf_hub_download(filename=inside[0], **use))
-        patterns = [at.replace(INDEX, "*") for at in ROLE_FILES[role]]
-        beside = ("config.json", "tokenizer/*", "google/umt5-xxl/*", "vae/*.json")
-        folder = Path(
-            snapshot_download(allow_patterns=[*patterns, "*/config.json", *beside], **use)
-        )
+        within = f"{inside[0].rstrip('/')}/" if inside else ""
+        folder = Path(snapshot_download(allow_patterns=_wanted(role, within), **use))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"cannot fetch {where} ({reason}); check the id and the network, or download it and "
             "name the folder"
         ) from error
-    return folder / inside[0] if inside else folder
+    return folder / within
+
+
+def _wanted(role: Role, within: str) -> list[str]:
+    """What of a repository is fetched for a role, in the folder ``within`` of it."""
+    names = list(ROLE_FILES[role])
+    if role == "vae" and not within:
+        # At the root of the first release this name is the transformer's.
+        names.remove(f"diffusion_pytorch_model{SUFFIX}")
+    patterns = [name.replace(INDEX, f"*{SUFFIX}*") for name in names]
+    if role == "transformer":
+        patterns += [f"*{suffix}" for suffix in PICKLED] if within else []
+    elif role == "text":
+        patterns += TOKENIZERS
+    return [within + pattern for pattern in (*patterns, "*config.json")]
 
 
 def read(path: Path, *, entry: str = "", entries: tuple[str, ...] = ENTRIES) -> Raw:
@@ -167,9 +178,19 @@ def read(path: Path, *, entry: str = "", entries: tuple[str, ...] = ENTRIES) -> 
         return Raw(found.tensors, found.sha256, "", found.config, found.record)
     if path.suffix not in PICKLED:
         raise ValueError(f"{path}: expected {SUFFIX}, {INDEX} or one of {', '.join(PICKLED)}")
-    tree = _unpickled(path)
-    state, chosen = _chosen(tree, entry, entries, path)
+    state, chosen = unpickled(path, entry=entry, entries=entries)
     return Raw(state, file_sha256(path), chosen)
+
+
+def unpickled(
+    path: Path, *, entry: str = "", entries: tuple[str, ...] = ENTRIES
+) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a file of ``torch.save``, and which one it is; see ``read``.
+
+    Raises:
+        ValueError: as ``read``.
+    """
+    return _chosen(_tree(path), entry, entries, path)
 
 
 def _read_index(path: Path) -> Raw:
@@ -189,7 +210,7 @@ def _read_index(path: Path) -> Raw:
     return Raw(tensors, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
-def _unpickled(path: Path) -> Any:
+def _tree(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"no weights at {path}; check the path")
     try:

@@ -1,5 +1,6 @@
 """A transformer's weights from one layout to another, and as a folder with a model card."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from cfmodel.config import Experiment
 from cfmodel.io.checkpoints import Layout, student
 from cfmodel.io.wan import to_wan
-from cfmodel.io.weights import SUFFIX, Weights, file_sha256, save_weights, write_atomic
+from cfmodel.io.weights import SUFFIX, Weights, save_weights, write_atomic
 from cfmodel.nn.transformer import VideoTransformer
 
 Kept = Literal["keep", "float32", "bfloat16", "float16"]
@@ -76,7 +77,7 @@ def write(
     data = save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
-    return file_sha256(path)
+    return hashlib.sha256(data).hexdigest()
 
 
 def diffusers_config(experiment: Experiment) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Published weights: every layout gives the same transformer, and nothing unsafe is opened."""
 
 import pickle
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -180,6 +181,41 @@ def test_a_hub_id_that_cannot_be_fetched(monkeypatch, tmp_path):
         "filename": "c/m.pt", "repo_id": "o/r", "revision": "v1", "local_files_only": False,
     }  # fmt: skip
     assert any("vae/diffusion" in pattern for pattern in asked[1]["allow_patterns"])
+
+
+def test_of_a_hub_repository_only_a_role_is_fetched(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def fetched(**use):
+        asked.append(use["allow_patterns"])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    release = [
+        "diffusion_pytorch_model.safetensors",
+        "Wan2.1_VAE.pth",
+        "google/umt5-xxl/spiece.model",
+    ]
+    inner = [f"vae/{release[0]}", "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"]
+    wanted = {
+        "vae": {release[1], inner[0]},
+        "transformer": {release[0], inner[1]},
+        "text": {release[2]},
+    }
+    for role, names in wanted.items():
+        with pytest.raises(ValueError, match=f"o/r holds no {role} weights"):
+            find("o/r", role)
+        found = {n for n in (*release, *inner) if any(fnmatch(n, p) for p in asked[-1])}
+        assert found == names
+    (tmp_path / "few").mkdir()
+    torch.save({}, tmp_path / "few" / "x.pt")
+    assert find("o/r/few", "transformer") == tmp_path / "few" / "x.pt"
+    assert any(fnmatch("few/x.pt", pattern) for pattern in asked[-1])
+    assert not any(fnmatch("x.pt", pattern) for pattern in asked[-1])
+    with pytest.raises(ValueError, match="o/r/none holds no transformer weights"):
+        find("o/r/none", "transformer")
 
 
 def test_a_hub_folder_is_used(monkeypatch, state, tmp_path):
