@@ -426,17 +426,25 @@ def load_codec(
     Raises:
         ValueError: its weights are missing or damaged.
     """
+    dtype = codec_dtype(experiment, device)
     if experiment.codec.kind == "wan":
-        # As published students are sampled; float16 could overflow in this network.
-        half = torch.device(device).type == "cuda"
         source = str(file) if file is not None else base or BASE
-        return wan_vae(source, device=device, dtype=torch.bfloat16 if half else torch.float32)
-    # Half the bits of float16 are mantissa, which eight-bit pixels need; bfloat16 has too few.
-    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        return wan_vae(source, device=device, dtype=dtype)
     if experiment.family == "nano" and file is None:
         return random_codec(experiment.codec, device=device, dtype=dtype)
     weights = bundled(f"{experiment.family}/codec") if file is None else load_weights(file)
     return tae_codec(experiment.codec, weights, device=device, dtype=dtype)
+
+
+def codec_dtype(experiment: Experiment, device: torch.device | str) -> torch.dtype:
+    """In what a codec runs: half precision on CUDA.
+
+    Half the bits of float16 are mantissa, which eight-bit pixels need; bfloat16 has too few. Wan's
+    VAE runs in bfloat16 all the same, as published students are sampled: float16 could overflow.
+    """
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if experiment.codec.kind == "wan" else torch.float16
 
 
 def load_text(

@@ -25,7 +25,7 @@ from cfmodel.config import Attention, Experiment, seed_for
 from cfmodel.io.codec import Codec, WanCodec, random_codec
 from cfmodel.io.weights import randomize, write_atomic
 from cfmodel.nn.transformer import VideoTransformer
-from cfmodel.pipeline import Pipeline, Request, choose_attention
+from cfmodel.pipeline import Pipeline, Request, choose_attention, codec_dtype
 from cfmodel.video import FilmWriter
 
 logger = logging.getLogger(__name__)
@@ -75,15 +75,14 @@ def random_pipeline(
 
 
 def _codec(experiment: Experiment, device: torch.device) -> Codec:
-    half = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = codec_dtype(experiment, device)
     if experiment.codec.kind == "tae":
-        return random_codec(experiment.codec, device=device, dtype=half)
+        return random_codec(experiment.codec, device=device, dtype=dtype)
     from diffusers import AutoencoderKLWan
 
-    # Its default sizes are those of Wan 2.1; in the dtype that ``pipeline.load_codec`` chooses.
+    # Its default sizes are those of Wan 2.1.
     vae = AutoencoderKLWan()
-    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return WanCodec(vae.requires_grad_(False), sha256="", device=device, dtype=kind)
+    return WanCodec(vae.requires_grad_(False), sha256="", device=device, dtype=dtype)
 
 
 def host_gib() -> float | None:

@@ -51,20 +51,16 @@ class OnDemand:
         self._kept: dict[int, Tensor] = {}
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Embeddings (*numbers.shape, S, E), float32 where ``embed`` gives them."""
+        """Embeddings (*numbers.shape, S, E), float32 on the CPU."""
         wanted = numbers.flatten().tolist()
         new = [k for k in dict.fromkeys(wanted) if k not in self._kept]
-        found: dict[int, Tensor] = {k: self._kept[k] for k in set(wanted) - set(new)}
-        device = torch.device("cpu")
         if new:
-            made = self._embed([self._texts[k] for k in new])
-            device = made.device
-            found |= zip(new, made.cpu().to(torch.bfloat16), strict=True)
-        self._kept |= found
+            made = self._embed([self._texts[k] for k in new]).cpu().to(torch.bfloat16)
+            self._kept |= zip(new, made, strict=True)
+        rows = torch.stack([self._kept[k] for k in wanted])
         for k in list(self._kept)[: max(0, len(self._kept) - self._held)]:
             del self._kept[k]
-        rows = torch.stack([found[k] for k in wanted])
-        return rows.to(device).float().unflatten(0, numbers.shape)
+        return rows.float().unflatten(0, numbers.shape)
 
 
 class Texts:
