@@ -178,19 +178,8 @@ def read(path: Path, *, entry: str = "", entries: tuple[str, ...] = ENTRIES) -> 
         return Raw(found.tensors, found.sha256, "", found.config, found.record)
     if path.suffix not in PICKLED:
         raise ValueError(f"{path}: expected {SUFFIX}, {INDEX} or one of {', '.join(PICKLED)}")
-    state, chosen = unpickled(path, entry=entry, entries=entries)
+    state, chosen = _chosen(_unpickled(path), entry, entries, path)
     return Raw(state, file_sha256(path), chosen)
-
-
-def unpickled(
-    path: Path, *, entry: str = "", entries: tuple[str, ...] = ENTRIES
-) -> tuple[dict[str, Tensor], str]:
-    """The state dict of a file of ``torch.save``, and which one it is; see ``read``.
-
-    Raises:
-        ValueError: as ``read``.
-    """
-    return _chosen(_tree(path), entry, entries, path)
 
 
 def _read_index(path: Path) -> Raw:
@@ -210,7 +199,7 @@ def _read_index(path: Path) -> Raw:
     return Raw(tensors, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
-def _tree(path: Path) -> Any:
+def _unpickled(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"no weights at {path}; check the path")
     try:

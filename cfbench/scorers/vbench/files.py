@@ -7,13 +7,13 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfbench.errors import CfError
 from cfbench.store import sha256_of, write_atomic
-from cfmodel.io.checkpoints import unpickled
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ FILES = {
     "amt": "amt_model/amt-s.pth",
     "raft": "raft_model/models/raft-things.pth",
 }
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 INNER = ("state_dict", "params", "model")
 """State dicts within a file, where it has more than one thing in it."""
 
@@ -86,18 +87,25 @@ class Folder:
         """
         path = self.root / FILES[name]
         self.sha256(name)
-        state = self._archived(path) if path.parent.name == "clip_model" else None
-        if state is None:
-            try:
-                state, _ = unpickled(path, entries=INNER)
-            except ValueError as error:
-                raise CfError(str(error)) from error
-        return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+        try:
+            tree = self._opened(path)
+        except UNREADABLE as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+            raise CfError(f"{path} is damaged or no weights file ({reason[:120]})") from error
+        state: Any = tree
+        for inner in INNER:
+            if isinstance(state, dict) and isinstance(state.get(inner), dict):
+                state = state[inner]
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise CfError(f"{path} holds no state dict; get it anew")
+        return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
     @staticmethod
-    def _archived(path: Path) -> dict[str, Tensor] | None:
-        """Weights of an archive of TorchScript, as OpenAI publishes CLIP; None if it is none."""
-        try:
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        except RuntimeError:
-            return None
+    def _opened(path: Path) -> Any:
+        # OpenAI publishes CLIP as an archive of TorchScript, of which the weights alone are kept.
+        if path.parent.name == "clip_model":
+            try:
+                return torch.jit.load(str(path), map_location="cpu").state_dict()
+            except RuntimeError:
+                pass
+        return torch.load(path, map_location="cpu", weights_only=True)
