@@ -5,6 +5,7 @@ Its scores are kept in tests/golden/vbench.json; ``make parity`` makes them anew
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,10 @@ def test_other_damaged_and_foreign_weights_are_refused(tmp_path):
         Folder(tmp_path).sha256("aesthetic")
     (tmp_path / PINNED).unlink()
     path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CfError, match="is damaged or no weights file"):
+        Folder(tmp_path).tensors("aesthetic")
+    (tmp_path / PINNED).unlink()
+    torch.save({"weight": torch.zeros(1, 8), "code": Path.exists}, path)
     with pytest.raises(CfError, match="is damaged or no weights file"):
         Folder(tmp_path).tensors("aesthetic")
     (tmp_path / PINNED).unlink()

@@ -5,6 +5,7 @@ The folder is laid out as the ``vbench`` package lays out its cache, so that one
 
 import json
 import logging
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ FILES = {
     "amt": "amt_model/amt-s.pth",
     "raft": "raft_model/models/raft-things.pth",
 }
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError,
+    AttributeError,
+)  # fmt: skip
+"""What torch raises on files that are damaged, something else, or hold more than tensors."""
 INNER = ("state_dict", "params", "model")
 """State dicts within a file, where it has more than one thing in it."""
 
