@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from cfbench.aggregate import DIMENSIONS
 from cfbench.errors import CfError
 from cfbench.types import Prompt, RunRecord, Segment, Stratum
 
@@ -107,7 +108,10 @@ def vbench_suite(dimension: str = "") -> tuple[Prompt, ...]:
     path = Path(spec.submodule_search_locations[0]) / VBENCH_LIST
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        told = [(str(row["prompt_en"]), list(map(str, row["dimension"]))) for row in rows]
+        told = [
+            (str(row["prompt_en"]), {str(k): _aux(row, k) for k in row["dimension"]})
+            for row in rows
+        ]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CfError(f"the installed vbench has no {VBENCH_LIST} that can be read") from error
     known = sorted({name for _, names in told for name in names})
@@ -117,6 +121,7 @@ def vbench_suite(dimension: str = "") -> tuple[Prompt, ...]:
         Prompt(
             id=f"vbench-{number:04d}",
             segments=(Segment(text=text, seconds=FILM_SECONDS),),
+            vbench=names,
             source="VBench standard suite",
             licence="Apache-2.0",
         )
@@ -125,9 +130,17 @@ def vbench_suite(dimension: str = "") -> tuple[Prompt, ...]:
     )
 
 
+def _aux(row: dict[str, Any], dimension: str) -> Any:
+    """What VBench's list says of a dimension beside the text, or None."""
+    return row.get("auxiliary_info", {}).get(dimension)
+
+
 def canonical(prompt: Prompt) -> bytes:
     """The prompt as canonical JSON: the bytes that are hashed and stored."""
     tree = asdict(prompt)
+    if prompt.vbench is None:
+        # Prompts that were stored before there was this field keep their hashes.
+        del tree["vbench"]
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -237,11 +250,15 @@ def _from_json(text: str, where: str, max_chars: int) -> Prompt:
     scene = tree.get("scene")
     if scene is not None and not isinstance(scene, dict):
         raise CfError(f"{where}: scene is not an object; leave it out or give the scene's JSON")
+    asked = tree.get("vbench")
+    if asked is not None and not (isinstance(asked, dict) and set(asked) <= set(DIMENSIONS)):
+        raise CfError(f"{where}: vbench is {asked!r}; expected an object with VBench's dimensions")
     return Prompt(
         id=name,
         segments=tuple(_segment(part, where, max_chars) for part in cast(list[Any], raw)),
         stratum=stratum,
         scene=cast(dict[str, Any] | None, scene),
+        vbench=cast(dict[str, Any] | None, asked),
         source=_word(tree, "source", where),
         licence=_word(tree, "licence", where),
     )

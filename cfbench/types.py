@@ -25,13 +25,16 @@ class Prompt:
     """What a film is made from.
 
     ``stratum`` says what leaves and returns (empty for prompts that no script made); ``scene`` is
-    the tiny world's own description, from which truth is rendered and expectations are read.
+    the tiny world's own description, from which truth is rendered and expectations are read;
+    ``vbench`` names the dimensions that a prompt of VBench's suite is scored in, each with what it
+    needs beside the text.
     """
 
     id: str
     segments: tuple[Segment, ...]
     stratum: Stratum = ""
     scene: dict[str, Any] | None = None
+    vbench: dict[str, Any] | None = None
     source: str = ""
     licence: str = ""
 

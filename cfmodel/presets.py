@@ -56,7 +56,7 @@ def ours(family: Family) -> Experiment:
                 model=ModelConfig(
                     layers=6, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
                 ),
-                memory=MemoryConfig(decision="shared"),
+                memory=MemoryConfig(decision="shared", tau=0.998),
                 sample=SampleConfig(shift=2.0),
                 train=TrainConfig(context="memory"),
                 codec=CodecConfig(

@@ -12,6 +12,8 @@ SUITES = Table(
         "pixel": "cfbench.scorers.pixel:load_suite",
         "tiny": "cfbench.scorers.tiny:load_suite",
         "vbench": "cfbench.scorers.vbench:load_suite",
+        "vbench-long": "cfbench.scorers.vbench:load_long",
+        "vbench-long-index": "cfbench.scorers.vbench:load_long_index",
     },
     group="cfbench.scorers",
 )

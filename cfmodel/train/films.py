@@ -19,6 +19,8 @@ from cfmodel.train.roller import Roller
 from cfmodel.train.texts import Texts
 
 Context = Literal["none", "contiguous", "memory"]
+BEFORE: Mapping[Context, int] = {"none": 0, "contiguous": CONTEXT, "memory": SINK + LOCAL}
+"""Latents that come before a target at least."""
 
 
 class Film(NamedTuple):
@@ -75,6 +77,8 @@ class Rollout:
         returning: share of films in whose target something comes back.
         midway: share of films whose texts begin anywhere in their script instead of at its
             beginning, where cameras mostly hold still; as the clips of ``base`` do.
+        stream: films go on from call to call up to this length instead of being made anew for
+            each; lengths, ``free``, ``returning`` and ``midway`` do not matter then.
         replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
             two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
@@ -89,6 +93,7 @@ class Rollout:
     context: Context = "none"
     returning: float = 0.0
     midway: float = 0.0
+    stream: int = 0
     replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
@@ -130,12 +135,8 @@ class FreshFilms:
         reencode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        if texts.chunks * 3 < rollout.longest:
-            raise ValueError(
-                f"texts of {texts.chunks} chunks for films of {rollout.longest} latents; embed "
-                "longer scripts"
-            )
-        before = {"none": 0, "contiguous": CONTEXT, "memory": SINK + LOCAL}[rollout.context]
+        _enough(texts, rollout.longest)
+        before = BEFORE[rollout.context]
         if rollout.replay and rollout.context == "none" and rollout.longest > TARGET:
             raise ValueError(
                 "a replay cannot leave out the re-encoded first latent of a window in mid-film; "
@@ -184,7 +185,7 @@ class FreshFilms:
                 )
             )  # fmt: skip
         self.latents += roller.batch * chunks * 3
-        film = self._scored(torch.cat(parts, 1), text, held)
+        film = scored(torch.cat(parts, 1), text, held, plan.context, self.reencode)
         return film if replay is None else film._replace(terms=replay.terms)
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,37 +196,12 @@ class FreshFilms:
         """Restores what ``state_dict`` gave."""
         _redraw(self, state)
 
-    def _scored(self, film: Tensor, text: Tensor, held: list[list[int]]) -> Film:
-        total = film.shape[1]
-        start = total - TARGET
-        match self.rollout.context:
-            case "none":
-                target = film[:, start:]
-                if start:
-                    target = self._as_opening(film, start)
-                return Film(target, text[:, start // 3 :])
-            case "contiguous":
-                window = film[:, start - CONTEXT :]
-                if start > CONTEXT:
-                    window = self._as_opening(film, start - CONTEXT)
-                # All latents are there, so nothing is masked: attention is much faster for it.
-                chunks = slice((start - CONTEXT) // 3, total // 3)
-                return Film(window[:, CONTEXT:], text[:, chunks], window[:, :CONTEXT].detach())
-            case "memory":
-                frames, valid = remembered(held, start, film.device)
-                rows = torch.arange(len(film), device=film.device)[:, None]
-                context = film.detach()[rows, frames] * valid[..., None, None, None]
-                tail = torch.arange(start, total, device=film.device).expand(len(film), -1)
-                every = torch.cat([frames, tail], 1)
-                seen = torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], 1)
-                return Film(film[:, start:], text[rows, every // 3], context, seen)
 
-    def _as_opening(self, film: Tensor, start: int) -> Tensor:
-        """The film from ``start`` on, its first latent as if the film began there."""
-        if self.reencode is None:
-            raise RuntimeError("a window in mid-film needs a codec to re-encode its first frame")
-        first = self.reencode(film[:, max(0, start - SINK) : start + 1].detach())
-        return torch.cat([first, film[:, start + 1 :]], 1)
+def _enough(texts: Texts, latents: int) -> None:
+    if texts.chunks * 3 < latents:
+        raise ValueError(
+            f"texts of {texts.chunks} chunks for films of {latents} latents; embed longer scripts"
+        )
 
 
 class _Drawing(Protocol):
@@ -271,13 +247,174 @@ def remembered(held: list[list[int]], start: int, device: torch.device) -> tuple
     return torch.tensor(rows, device=device), torch.tensor(valid, device=device)
 
 
+def scored(
+    film: Tensor,
+    text: Tensor,
+    held: list[list[int]],
+    context: Context,
+    reencode: Callable[[Tensor], Tensor] | None,
+) -> Film:
+    """The last 21 latents of a film, with what a teacher sees before them.
+
+    Args:
+        film: (B, F, C, X, Y).
+        text: (B, F / 3, S, E), or of a longer film.
+        held: frames in slow memory when the target began, for the context ``memory``.
+        context: what the teacher sees.
+        reencode: as for ``FreshFilms``.
+    """
+    total = film.shape[1]
+    start = total - TARGET
+    match context:
+        case "none":
+            target = film[:, start:]
+            if start:
+                target = _as_opening(film, start, reencode)
+            return Film(target, text[:, start // 3 : total // 3])
+        case "contiguous":
+            window = film[:, start - CONTEXT :]
+            if start > CONTEXT:
+                window = _as_opening(film, start - CONTEXT, reencode)
+            # All latents are there, so nothing is masked: attention is much faster for it.
+            chunks = slice((start - CONTEXT) // 3, total // 3)
+            return Film(window[:, CONTEXT:], text[:, chunks], window[:, :CONTEXT].detach())
+        case "memory":
+            frames, valid = remembered(held, start, film.device)
+            rows = torch.arange(len(film), device=film.device)[:, None]
+            before = film.detach()[rows, frames] * valid[..., None, None, None]
+            tail = torch.arange(start, total, device=film.device).expand(len(film), -1)
+            every = torch.cat([frames, tail], 1)
+            seen = torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], 1)
+            return Film(film[:, start:], text[rows, every // 3], before, seen)
+
+
+def _as_opening(film: Tensor, start: int, reencode: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The film from ``start`` on, its first latent as if the film began there."""
+    if reencode is None:
+        raise RuntimeError("a window in mid-film needs a codec to re-encode its first frame")
+    first = reencode(film[:, max(0, start - SINK) : start + 1].detach())
+    return torch.cat([first, film[:, start + 1 :]], 1)
+
+
+class ContextStream:
+    """Films that go on from call to call, 21 latents at a time, judged with what came before.
+
+    A target is made on a copy of the memory, stopped at a random step; then the films go on by as
+    many latents made in all steps, so that memory and context only ever hold finished ones. A
+    target costs the same wherever in a film it lies, and lies everywhere alike, the first latents
+    aside, before which there is nothing to see.
+
+    Args:
+        roller: makes chunks.
+        texts: captions.
+        rollout: how long films become, and what the teacher sees.
+        reencode: as for ``FreshFilms``.
+        seed: of texts and steps.
+
+    Source: arXiv:2602.06028 section 7, with the films in work of LongLive's streaming long tuning
+    in place of films of 84 to 105 latents made anew.
+    """
+
+    def __init__(
+        self,
+        roller: Roller,
+        texts: Texts,
+        rollout: Rollout,
+        *,
+        reencode: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        before = BEFORE[rollout.context]
+        if not before:
+            raise ValueError("the teacher has to see something: context memory or contiguous")
+        if rollout.stream < before + TARGET:
+            raise ValueError(
+                f"films of {rollout.stream} latents leave no room for {before} before a target "
+                f"of {TARGET}; use longer ones"
+            )
+        _enough(texts, rollout.stream)
+        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
+        self.before, self.latents = before, 0
+        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
+        self._memory: SlotMemory | None = None
+        self._text: Tensor | None = None
+        self._film = torch.zeros(0)
+
+    def make(self, net: Any, progress: float, *, grad: bool) -> Film:
+        """The next stretch of the films in work, or the first one of new ones."""
+        roller, plan = self.roller, self.rollout
+        if self._memory is None or self._memory.frames + TARGET > plan.stream:
+            self._memory = roller.memory()
+            self._text = self.texts.draw(roller.batch, plan.stream // 3, self.choice)
+            self._film = self._on(net, self.before)
+        memory, text, film = self._memory, self._text, self._film
+        assert text is not None, "drawn with the memory"
+        held = slow_frames(memory, roller.batch)
+        exit_step = int(torch.randint(len(roller.flow.sigmas), (), generator=self.choice))
+        mine = text[:, memory.frames // 3 :][:, : TARGET // 3]
+        with torch.no_grad():
+            words = net.text_kv(mine)
+        bright = net.text_kv(mine) if grad and not plan.replay else None
+        replay = Replay(net, copy.deepcopy(memory), mine) if grad and plan.replay else None
+        tried = copy.deepcopy(memory)
+        parts = [
+            roller.chunk(
+                net, tried, words.select(k), exit_step=exit_step,
+                with_grad=bright.select(k) if bright else None,
+                commit=k + 1 < TARGET // 3, replay=replay,
+            )
+            for k in range(TARGET // 3)
+        ]  # fmt: skip
+        found = scored(torch.cat([film, *parts], 1), text, held, plan.context, self.reencode)
+        self.latents += roller.batch * TARGET
+        self._film = torch.cat([film, self._on(net, TARGET)], 1)
+        return found if replay is None else found._replace(terms=replay.terms)
+
+    def _on(self, net: Any, count: int) -> Tensor:
+        """The next ``count`` latents of the films, finished, without gradient."""
+        roller, memory = self.roller, self._memory
+        assert memory is not None, "made before"
+        assert self._text is not None, "drawn with the memory"
+        with torch.no_grad():
+            first = memory.frames // 3
+            words = net.text_kv(self._text[:, first : first + count // 3])
+        last = len(roller.flow.sigmas) - 1
+        made = [
+            roller.chunk(net, memory, words.select(k), exit_step=last) for k in range(count // 3)
+        ]
+        self.latents += roller.batch * count
+        return torch.cat(made, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: random numbers, and the films in work."""
+        memory = None if self._memory is None else self._memory.state_dict()
+        return {**_drawn(self), "memory": memory, "text": self._text, "film": self._film}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        _redraw(self, state)
+        device = self.roller.draws.device
+        self._memory = None
+        if state["memory"] is not None:
+            self._memory = self.roller.memory()
+            self._memory.load_state_dict(state["memory"])
+        text = state["text"]
+        self._text = None if text is None else text.to(device)
+        self._film = state["film"].to(device)
+
+
 class StreamingFilms:
-    """Films that go on from call to call, 18 latents at a time, up to ``longest``.
+    """Films that go on from call to call, 18 latents at a time, judged by what is new alone.
 
     The scored window is the last 21 latents, of which the first three were made by the call
     before, under the weights of that time.
 
-    With ``replay`` gradients are made as in ``Rollout``.
+    Args:
+        roller: makes chunks.
+        texts: captions.
+        rollout: how long films become.
+        reencode: as for ``FreshFilms``.
+        seed: of texts and steps.
 
     Source: streaming long tuning of LongLive (windows of 21 latents, at least 18 of them new, up
     to 240 latents), the short teacher of stage 1 as judge.
@@ -289,19 +426,14 @@ class StreamingFilms:
         self,
         roller: Roller,
         texts: Texts,
+        rollout: Rollout,
         *,
-        longest: int = 240,
         reencode: Callable[[Tensor], Tensor],
-        replay: bool = False,
         seed: int = 0,
     ) -> None:
-        if texts.chunks * 3 < longest:
-            raise ValueError(
-                f"texts of {texts.chunks} chunks for films of {longest} latents; embed longer "
-                "scripts"
-            )
-        self.roller, self.texts, self.longest, self.reencode = roller, texts, longest, reencode
-        self.replay, self.latents = replay, 0
+        _enough(texts, rollout.stream)
+        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
+        self.latents = 0
         self.choice = torch.Generator().manual_seed(seed_for("films", seed))
         self._memory: SlotMemory | None = None
         self._text: Tensor | None = None
@@ -310,9 +442,9 @@ class StreamingFilms:
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next stretch of the films in work, or the beginning of new ones."""
         roller = self.roller
-        if self._memory is None or self._memory.frames + self.NEW > self.longest:
+        if self._memory is None or self._memory.frames + self.NEW > self.rollout.stream:
             self._memory, self._tail = roller.memory(), None
-            chunks = self.longest // 3
+            chunks = self.rollout.stream // 3
             self._text = self.texts.draw(roller.batch, chunks, self.choice)
         memory, text, tail = self._memory, self._text, self._tail
         assert text is not None, "drawn with the memory"
@@ -322,7 +454,7 @@ class StreamingFilms:
         mine = text[:, first : first + count]
         with torch.no_grad():
             words = net.text_kv(mine)
-        again = Replay(net, copy.deepcopy(memory), mine) if grad and self.replay else None
+        again = Replay(net, copy.deepcopy(memory), mine) if grad and self.rollout.replay else None
         bright = net.text_kv(mine) if grad and again is None else None
         parts = [
             roller.chunk(

@@ -80,13 +80,13 @@ def rollout_of(experiment: Experiment, trial: Trial) -> Rollout:
     plan = numbers.local
     if trial.stage == "cdmd":
         plan = replace(numbers.contextual, context=experiment.train.context)
-    latents = plan.longest if trial.latents is None else trial.latents
+    latents = (plan.stream or plan.longest) if trial.latents is None else trial.latents
     if latents % experiment.geometry.chunk:
         raise ValueError(
             f"films of {latents} latents are no whole number of chunks; use a multiple of "
             f"{experiment.geometry.chunk}"
         )
-    return replace(plan, shortest=latents, longest=latents)
+    return replace(plan, shortest=latents, longest=latents, stream=0)
 
 
 def random_weights(experiment: Experiment) -> dict[str, Tensor]:

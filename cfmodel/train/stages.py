@@ -7,14 +7,14 @@ further, at any time); ``chunk``, then ``base`` and ``causal-init`` from it, and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from cfmodel.config import Experiment, Family
 from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import SCRIPT_CHUNKS
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import FreshFilms, Rollout, StreamingFilms
+from cfmodel.train.films import ContextStream, FreshFilms, Rollout, StreamingFilms
 from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective, TeacherForcing
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
@@ -37,7 +37,6 @@ Stage = Literal[
     "chunk", "base", "teacher", "causal-init",
     "dmd", "cdmd", "streaming",
 ]  # fmt: skip
-STREAM_LATENTS = 240
 CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
 TEXT_BATCH, TEXT_LR = 256, 1e-3
 
@@ -80,6 +79,7 @@ class Numbers:
     cdmd: Matching
     local: Rollout
     contextual: Rollout
+    streaming: Rollout
 
 
 _SMALL = Matching(guidance=1.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
@@ -93,8 +93,8 @@ _SMALL_NUMBERS = Numbers(
     dmd=_SMALL,
     cdmd=_SMALL,
     local=Rollout(midway=0.7),
-    contextual=Rollout(shortest=84, longest=105, free=18, first_clean=True,
-                       context="memory", returning=0.5),
+    contextual=Rollout(stream=240, context="memory"),
+    streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
     guidance=3.0, shift=5.0, lr=2e-6, critic_lr=4e-7, betas=(0.9, 0.999),
@@ -119,6 +119,7 @@ NUMBERS: dict[Family, Numbers] = {
             shortest=84, longest=105, curriculum=1.2, free=18, first_clean=True,
             context="contiguous", replay=True,
         ),
+        streaming=Rollout(stream=240, replay=True),
     ),
 }  # fmt: skip
 
@@ -195,19 +196,15 @@ def _matching(
     rows, draws = use.rows(numbers.films), Draws(use.device, 3)
     roller = Roller(experiment, rows, draws, recorded=use.recorded)
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
-    if name == "streaming":
-        texts = texts_of(STREAM_LATENTS // 3, experiment, use, shared)
-        films: Any = StreamingFilms(
-            roller, texts, longest=STREAM_LATENTS, reencode=frozen.reencode,
-            replay=numbers.local.replay,
-        )  # fmt: skip
-    else:
-        plan = numbers.local
-        if name == "cdmd":
-            plan = replace(numbers.contextual, context=experiment.train.context)
-        length = SCRIPT_CHUNKS if plan.midway else plan.longest // 3
-        texts = texts_of(length, experiment, use, shared)
-        films = FreshFilms(roller, texts, plan, reencode=frozen.reencode)
+    plan = {"dmd": numbers.local, "cdmd": numbers.contextual, "streaming": numbers.streaming}[name]
+    if name == "cdmd":
+        plan = replace(plan, context=experiment.train.context)
+    length = plan.stream // 3 or (SCRIPT_CHUNKS if plan.midway else plan.longest // 3)
+    texts = texts_of(length, experiment, use, shared)
+    kind = FreshFilms
+    if plan.stream:
+        kind = StreamingFilms if plan.context == "none" else ContextStream
+    films = kind(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)
     if use.guidance is not None:

@@ -71,7 +71,7 @@ def stage(name: str, *, lora: Any = None, lr: float = 0.3) -> Resumable:
     roller = Roller(experiment, batch, Draws(CPU, 3))
     films: Any = FreshFilms(roller, texts, Rollout())
     if name == "streaming":
-        films = StreamingFilms(roller, texts, longest=60, reencode=lambda x: x[:, -1:])
+        films = StreamingFilms(roller, texts, Rollout(stream=60), reencode=lambda x: x[:, -1:])
     weights = VideoTransformer(MODEL, NANO.geometry).state_dict()
     weights["head.linear.weight"] = seeded(*weights["head.linear.weight"].shape) / 10
     return MatchingStage(

@@ -3,8 +3,11 @@
 Both follow from a seed alone, so that what that package made of them can be kept as a few numbers.
 """
 
+import math
 import re
+import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,13 @@ from cfmodel.config import seed_for
 Shapes = Mapping[str, tuple[int, ...]]
 FPS, FRAMES, ROWS, COLUMNS = 16, 12, 136, 208
 FILMS = ("slow", "fast")
+TEXTS = {"slow": "A person is riding a bike", "fast": "A person is playing badminton"}
+"""What the films are said to show; the weights see the first action in either."""
+STYLES = {
+    "slow": "Van Gogh style",
+    "fast": "in the style of  Caf\u00e9 &amp; \u201cCyber-punk\u201d 2077",
+}
+SHOWN_ACTION = 0
 
 
 def film(name: str) -> NDArray[np.uint8]:
@@ -107,8 +117,45 @@ def clip_shapes(patch: int, out: int, width: int = 64, layers: int = 2) -> Shape
     return shapes
 
 
+def viclip_shapes(width: int = 64, out: int = 48) -> Shapes:
+    """A small ViCLIP: both halves are CLIP's, one with moments, one with shorter texts."""
+    shapes: dict[str, tuple[int, ...]] = {"temp": ()}
+    for name, shape in clip_shapes(14, out, width).items():
+        visual = name.startswith("visual.")
+        name = name.removeprefix("visual.")
+        if name == "logit_scale":
+            continue
+        if name == "conv1.weight":
+            shape = (*shape[:2], 1, *shape[2:])
+        if name == "positional_embedding" and not visual:
+            shape = (32, width)
+        shapes[f"{'vision' if visual else 'text'}_encoder.{name}"] = shape
+    return shapes | {"vision_encoder.temporal_positional_embedding": (1, 8, width)}
+
+
+def umt_shapes(width: int = 64, layers: int = 2) -> Shapes:
+    """A small UMT, whose positions are the fixed ones."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (width, 3, 1, 16, 16), "patch_embed.proj.bias": (width,),
+        "fc_norm.weight": (width,), "fc_norm.bias": (width,),
+        "head.weight": (400, width), "head.bias": (400,),
+    }  # fmt: skip
+    for name, shape in dino_shapes(width, layers).items():
+        if name.startswith("blocks.") and not name.endswith("qkv.bias"):
+            shapes[name] = shape
+    for k in range(layers):
+        shapes |= {f"blocks.{k}.attn.{which}_bias": (width,) for which in ("q", "v")}
+    return shapes
+
+
+def vocabulary() -> Path:
+    """CLIP's byte pairs, out of the installed package; it is not imported."""
+    name = "clip/bpe_simple_vocab_16e6.txt.gz"
+    return Path(str(metadata.distribution("openai-clip").locate_file(name)))
+
+
 def write_weights(root: Path) -> Path:
-    """All files, CLIP as plain state dicts."""
+    """All files but DINOv2's, CLIP as plain state dicts."""
     half = ("clip-b32", "clip-l14")
     states = {
         "dino": drawn("dino", dino_shapes()),
@@ -118,7 +165,12 @@ def write_weights(root: Path) -> Path:
         "musiq": drawn("musiq", shapes_of(Musiq().state_dict())),
         "amt": drawn("amt", shapes_of(AmtS().state_dict())),
         "raft": drawn("raft", shapes_of(Raft().state_dict())),
+        "viclip": drawn("viclip", viclip_shapes()),
+        "umt": drawn("umt", umt_shapes()),
     }
+    for name in half:
+        states[name]["logit_scale"].fill_(math.log(100))
+    states["umt"]["head.bias"][SHOWN_ACTION] += 4
     for name in half:
         # OpenAI's are float16, and the package rounds what is not.
         states[name] = {key: value.half().float() for key, value in states[name].items()}
@@ -128,6 +180,8 @@ def write_weights(root: Path) -> Path:
         tree: object = state
         if name == "amt":
             tree = {"state_dict": state}
+        elif name == "viclip":
+            tree = {"model": state}
         elif name == "raft":
             twice = {
                 re.sub(r"downsample\.1\.", "norm3.", k): v for k, v in state.items()
@@ -135,4 +189,5 @@ def write_weights(root: Path) -> Path:
             }  # fmt: skip
             tree = {f"module.{k}": v for k, v in (state | twice).items()}
         torch.save(tree, path)
+    shutil.copy(vocabulary(), root / FILES["bpe"])
     return root

@@ -10,24 +10,36 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import av
 
 from cfbench import scorers
+from cfbench.scorers.vbench.suite import NEEDS
 from cfbench.types import Prompt, Segment
 from cfbench.video import held
-from tests.helpers.vbench_data import COLUMNS, FILMS, FPS, ROWS, film, write_weights
+from tests.helpers.vbench_data import COLUMNS, FILMS, FPS, ROWS, STYLES, TEXTS, film, write_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench.json"
 SCRIPT = Path(__file__).with_name("upstream_vbench.py")
 PROMPT = Prompt(id="none", segments=(Segment(text="none", seconds=1),))
 
 
-def ours(weights: Path, names: tuple[str, ...] = FILMS) -> dict[str, dict[str, float | None]]:
+def asking(name: str) -> Prompt:
+    """A prompt that asks for every dimension of a film."""
+    asked: dict[str, Any] = dict.fromkeys(NEEDS)
+    asked["appearance_style"] = {"appearance_style": STYLES[name]}
+    segments = (Segment(text=TEXTS[name], seconds=1),)
+    return Prompt(id=name, segments=segments, vbench=asked)
+
+
+def ours(
+    weights: Path, names: tuple[str, ...] = FILMS, suite: str = "vbench"
+) -> dict[str, dict[str, float | None]]:
     """Our scores by film and dimension."""
-    suite = scorers.load(f"vbench:{weights}")
+    loaded = scorers.load(f"{suite}:{weights}")
     return {
-        name: {s.dimension: s.value for s in suite.score(held(film(name), FPS), PROMPT)}
+        name: {s.dimension: s.value for s in loaded.score(held(film(name), FPS), asking(name))}
         for name in names
     }
 
@@ -42,6 +54,8 @@ def write_films(folder: Path) -> None:
             for image in film(name):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
+    told = {"texts": TEXTS, "styles": STYLES}
+    (folder / "texts.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def main() -> None:

@@ -12,16 +12,31 @@ import pytest
 import torch
 
 from cfbench import scorers
+from cfbench.aggregate import DIMENSIONS, QUALITY
 from cfbench.errors import CfError
 from cfbench.scorers.vbench import prep
+from cfbench.scorers.vbench.again import cut
 from cfbench.scorers.vbench.files import FILES, PINNED, Folder
-from cfbench.scorers.vbench.suite import NEEDS, VBenchSuite, measured
+from cfbench.scorers.vbench.nets import vit
+from cfbench.scorers.vbench.protocol import clips, fused
+from cfbench.scorers.vbench.suite import ELSEWHERE, NEEDS, NOT_ASKED, VBenchSuite, measured
 from cfbench.scorers.vbench.watch import Nets, watch
+from cfbench.types import Prompt
 from cfbench.video import Clip, held
-from tests.helpers.vbench_data import FILMS, FPS, FRAMES, film, write_weights
+from tests.helpers.vbench_data import (
+    FILMS,
+    FPS,
+    FRAMES,
+    clip_shapes,
+    drawn,
+    film,
+    write_weights,
+)
 from tests.parity.compare_vbench import GOLDEN, PROMPT, ours
 
 TOLERANCE = 1e-6
+SUITES = ("vbench", "vbench-long", "vbench-long-index")
+YES_OR_NO = ("dynamic_degree", "human_action")
 CPU = torch.device("cpu")
 
 
@@ -43,31 +58,45 @@ def test_scores_equal_the_package(name, scored):
     for dimension, value in theirs.items():
         assert scored[name][dimension] == pytest.approx(value, abs=TOLERANCE)
     # No dimension is at an end of its scale, where anything would agree.
-    assert all(0.001 < abs(v) < 0.9999 for k, v in theirs.items() if k != "dynamic_degree")
+    assert all(0.001 < abs(v) < 0.9999 for k, v in theirs.items() if k not in YES_OR_NO)
 
 
 @pytest.mark.slow
 def test_films_differ_in_every_dimension(scored):
     for a, b in pairwise(scored.values()):
         assert all(abs(a[k] - b[k]) > 10 * TOLERANCE for k in NEEDS if k != "dynamic_degree")
+    assert {scored[name]["human_action"] for name in FILMS} == {0.0, 1.0}
 
 
 def test_without_weights_a_dimension_is_null_and_says_why(tmp_path):
     suite = scorers.load(f"vbench:{tmp_path}")
     found = {s.dimension: s for s in suite.score(held(film("slow"), FPS), PROMPT)}
-    assert set(found) == set(NEEDS)
+    assert set(found) == set(DIMENSIONS)
     for name, score in found.items():
         assert (score.value is None) == (name != "temporal_flickering")
         assert score.tier == "reference"
         assert score.details["protocol"] == "custom"
+        if name not in QUALITY:
+            assert score.reason == NOT_ASKED
     assert found["aesthetic_quality"].reason == (
         f"no weights {FILES['clip-l14']}, {FILES['aesthetic']}"
     )
-    assert found["subject_consistency"].version == "1.none"
+    assert found["subject_consistency"].version == "2.none"
     short = suite.score(held(film("slow")[:1], FPS), PROMPT)
     assert {s.dimension: s.reason for s in short}["temporal_flickering"].endswith("too short")
     with pytest.raises(CfError, match="no such folder of weights"):
         scorers.load("vbench:/none/at/all")
+
+
+def test_a_prompt_of_the_suite_is_scored_in_its_own_dimensions(tmp_path):
+    asked = {"temporal_flickering": None, "scene": {"scene": {"scenery": "alley"}}}
+    prompt = Prompt(id="vbench-0001", segments=PROMPT.segments, vbench=asked)
+    suite = scorers.load(f"vbench:{tmp_path}")
+    found = {s.dimension: s for s in suite.score(held(film("slow"), FPS), prompt)}
+    assert [name for name, s in found.items() if s.value is not None] == ["temporal_flickering"]
+    assert found["scene"].reason == ELSEWHERE
+    assert found["imaging_quality"].reason == NOT_ASKED
+    assert {s.details["protocol"] for s in found.values()} == {"vbench"}
 
 
 def test_other_damaged_and_foreign_weights_are_refused(tmp_path):
@@ -90,14 +119,16 @@ def test_other_damaged_and_foreign_weights_are_refused(tmp_path):
     with pytest.raises(CfError, match="is damaged or no weights file"):
         Folder(tmp_path).tensors("aesthetic")
     (tmp_path / PINNED).unlink()
-    torch.save({"weight": torch.zeros(3, 8), "bias": torch.zeros(3)}, path)
+    amt = tmp_path / FILES["amt"]
+    amt.parent.mkdir()
+    torch.save({"weight": torch.zeros(3, 8)}, amt)
     suite = VBenchSuite(Folder(tmp_path), CPU)
-    with pytest.raises(ValueError, match=r"sa_0_4_vit_l_14_linear\.pth does not fit"):
+    with pytest.raises(ValueError, match=r"amt-s\.pth does not fit"):
         suite.score(held(film("slow")[:3], FPS), PROMPT)
+    amt.unlink()
     dino = tmp_path / FILES["dino"]
     dino.parent.mkdir()
     torch.save({"cls_token": torch.zeros(1, 1, 8)}, dino)
-    path.unlink()
     with pytest.raises(ValueError, match="weights are of another network"):
         suite.score(held(film("slow")[:3], FPS), PROMPT)
 
@@ -112,9 +143,10 @@ class _Sums(torch.nn.Module):
 def test_blocks_do_not_matter():
     frames = film("fast")
     nets = Nets(dino=_Sums(), clip_b=_Sums())
-    whole = measured(watch(iter([frames]), FPS, nets, CPU))
+    clip = range(len(frames))
+    whole = measured(watch(iter([frames]), FPS, [clip], nets, CPU), clip)
     parts = iter([frames[:1], frames[1:6], frames[6:]])
-    split = measured(watch(parts, FPS, nets, CPU))
+    split = measured(watch(parts, FPS, [clip], nets, CPU), clip)
     assert split == pytest.approx(whole, abs=1e-7)
     assert whole["subject_consistency"] is not None
 
@@ -131,11 +163,15 @@ def test_which_frames_are_compared():
             return a
 
     frames = np.stack([np.full((16, 16, 3), k, np.uint8) for k in range(8)])
-    shown = watch(iter([frames]), FPS, Nets(amt=Spy("amt")), CPU)
+    shown = watch(iter([frames]), FPS, [range(8)], Nets(amt=Spy("amt")), CPU)
     # The last odd frame has no even one behind it.
     assert seen == [(0, 2), (2, 4), (4, 6)]
-    assert shown.smooth == [1.0, 1.0, 1.0]
-    assert shown.flicker == [1.0] * 7
+    assert shown.smooth == {1: 1.0, 3: 1.0, 5: 1.0}
+    assert shown.flicker == dict.fromkeys(range(1, 8), 1.0)
+    # Of a clip that begins at an odd frame it is the even ones; none is drawn twice.
+    seen.clear()
+    watch(iter([frames]), FPS, [range(4), range(1, 5), range(1, 6)], Nets(amt=Spy("amt")), CPU)
+    assert sorted(seen) == [(0, 2), (1, 3), (3, 5)]
 
 
 def test_sizes_of_inputs():
@@ -155,6 +191,106 @@ def test_padding_is_split_with_the_smaller_half_in_front():
     assert torch.equal(wide[..., 15, 3:13], x[..., 12, :])
     assert torch.equal(prep.unpadded(wide, 13, 10), x)
     assert torch.equal(prep.padded(x[..., :8, :8], 8), x[..., :8, :8])
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder with CLIP alone, so that background consistency has its score."""
+    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32)).items()}
+    path = tmp_path / FILES["clip-b32"]
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    return tmp_path
+
+
+def long_film() -> np.ndarray:
+    """80 frames: two clips of 2 s, and half a one."""
+    return np.concatenate([film("slow"), film("fast")] * 4)[:80]
+
+
+def test_clips_are_ranges_of_one_decode(tables):
+    frames = long_film()
+    found = {
+        s.dimension: s
+        for s in scorers.load(f"vbench-long-index:{tables}").score(held(frames, FPS), PROMPT)
+    }
+    alone = scorers.load(f"vbench:{tables}")
+    parts = clips(len(frames), FPS, 2)
+    each = [
+        {s.dimension: s.value for s in alone.score(held(frames[c.start : c.stop], FPS), PROMPT)}
+        for c in parts
+    ]
+    flicker = [row["temporal_flickering"] for row in each]
+    assert found["temporal_flickering"].value == pytest.approx(np.mean(flicker), abs=1e-9)
+    within = float(np.mean([row["background_consistency"] for row in each]))
+    openings = held(frames[[c.start for c in parts]], FPS)
+    between = {s.dimension: s.value for s in alone.score(openings, PROMPT)}
+    expected = fused(within, between["background_consistency"], "background_consistency")
+    assert found["background_consistency"].value == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - within) > 1e-4
+    told = found["background_consistency"].details
+    assert (told["protocol"], told["clips"], told["clip_s"]) == ("vbench-long-index", 3, 2)
+    assert found["subject_consistency"].value is None
+    assert FILES["dinov2"] in found["subject_consistency"].reason
+    versions = {scorers.load(f"{name}:{tables}").version for name in SUITES}
+    assert versions == {"2", "2-long", "2-long-index"}
+
+
+def test_clips_that_are_encoded_again_are_a_copy_of_a_copy(tables):
+    frames = long_film()
+    found, plain = (
+        {
+            s.dimension: s.value
+            for s in scorers.load(f"{name}:{tables}").score(held(frames, FPS), PROMPT)
+        }
+        for name in ("vbench-long", "vbench-long-index")
+    )
+    for name in ("temporal_flickering", "background_consistency"):
+        assert found[name] != plain[name]
+        assert found[name] == pytest.approx(plain[name], abs=0.02)
+
+
+def test_cutting_lets_go_of_what_is_past():
+    frames = np.arange(80, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    parts = clips(80, 16, 2)
+    found = list(cut(iter(np.split(frames, 8)), parts))
+    for part, shown in zip(parts, found, strict=True):
+        assert shown[:, 0, 0, 0].tolist() == list(part)
+
+
+def test_dinov2_equals_the_one_of_transformers():
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14
+    )
+    theirs = Dinov2Model(config).eval()
+    for value in theirs.state_dict().values():
+        value.copy_(torch.randn(value.shape) * 0.1)
+    names = {
+        "embeddings.cls_token": "cls_token", "embeddings.mask_token": "mask_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+        "layernorm.": "norm.", "encoder.layer.": "blocks.", "attention.o_proj.": "attn.proj.",
+        "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma",
+    }  # fmt: skip
+    state: dict[str, torch.Tensor] = {}
+    for name, value in theirs.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        state[name] = value
+    for k in range(2):
+        for part in ("weight", "bias"):
+            rows = [
+                state.pop(f"blocks.{k}.attention.{which}_proj.{part}")
+                for which in ("q", "k", "v")
+            ]
+            state[f"blocks.{k}.attn.qkv.{part}"] = torch.cat(rows)
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = theirs(x).last_hidden_state[:, 0]
+        torch.testing.assert_close(vit.dinov2(state)(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_clip_that_is_streamed():

@@ -1,15 +1,17 @@
 """The ``vbench`` package's own scores; runs in the environment of ``cfbench vbench-env create``.
 
 ``python upstream_vbench.py WEIGHTS FILMS DINO OUT``: a folder of weights laid out as its cache, a
-folder of films, a checkout of facebookresearch/dino, and the JSON file to write.
+folder of films with ``texts.json``, a checkout of facebookresearch/dino, the JSON file to write.
 """
 
+import functools
 import importlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 DIMENSIONS = (
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness",
     "dynamic_degree", "aesthetic_quality", "imaging_quality",
+    "human_action", "appearance_style", "temporal_style", "overall_consistency",
 )  # fmt: skip
 PERCENT = ("imaging_quality",)
 """Told per film as 0 to 100, in total as 0 to 1."""
@@ -45,6 +48,40 @@ def archive_clip(cache: Path) -> None:
         torch.jit.save(torch.jit.trace(net, inputs, check_trace=False), str(path))
 
 
+def make_small() -> None:
+    """ViCLIP and UMT of the package's own code, in the sizes of our random weights."""
+    sys.modules["numpy.lib.function_base"] = types.SimpleNamespace(disp=None)  # pyright: ignore
+    whole: Any = importlib.import_module("vbench.third_party.ViCLIP.viclip")
+    vision: Any = importlib.import_module("vbench.third_party.ViCLIP.viclip_vision")
+    text: Any = importlib.import_module("vbench.third_party.ViCLIP.viclip_text")
+    whole.ViCLIP.build_vision_encoder = lambda self: vision.VisionTransformer(
+        input_resolution=224, patch_size=14, width=64, layers=2, heads=1, output_dim=48
+    )
+    whole.ViCLIP.build_text_encoder = lambda self: text.CLIP_TEXT(48, 32, 49_408, 64, 1, 2, 0)
+    action: Any = importlib.import_module("vbench.human_action")
+    umt: Any = importlib.import_module("vbench.third_party.umt.models.modeling_finetune")
+
+    def small(_: str, *, pretrained: bool, drop_block_rate: object, **kept: Any) -> Any:
+        return umt.VisionTransformer(
+            patch_size=16, embed_dim=64, depth=2, num_heads=1, mlp_ratio=4, qkv_bias=True,
+            norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6), **kept,
+        )  # fmt: skip
+
+    action.create_model = small
+
+
+def named_by_text(films: Path, texts: dict[str, str], work: Path) -> dict[str, str]:
+    """Copies of the films whose names are their texts, and which film each is."""
+    folder = work / "named"
+    folder.mkdir(exist_ok=True)
+    found: dict[str, str] = {}
+    for path in sorted(films.glob("*.mp4")):
+        copy = folder / f"{texts[path.stem]}-0.mp4"
+        shutil.copy(path, copy)
+        found[str(copy)] = path.stem
+    return found
+
+
 def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
     """Values by film and dimension."""
     cache = Path(os.environ["VBENCH_CACHE_DIR"])
@@ -54,11 +91,19 @@ def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
     text = HUBCONF.format(dino=str(dino), weights=str(weights))
     (hub / "hubconf.py").write_text(text, encoding="utf-8")
     vbench: Any = importlib.import_module("vbench.utils")
+    make_small()
+    told = json.loads((films / "texts.json").read_text(encoding="utf-8"))
+    of = named_by_text(films, told["texts"], work)
     found: dict[str, dict[str, float]] = {}
     for name in DIMENSIONS:
         rows = [
-            {"prompt_en": path.stem, "dimension": [name], "video_list": [str(path)]}
-            for path in sorted(films.glob("*.mp4"))
+            {
+                "prompt_en": told["texts"][film],
+                "dimension": [name],
+                "video_list": [path],
+                "auxiliary_info": {"appearance_style": {"appearance_style": told["styles"][film]}},
+            }
+            for path, film in of.items()
         ]
         info = work / "info.json"
         info.write_text(json.dumps(rows), encoding="utf-8")
@@ -71,7 +116,7 @@ def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
         _, videos = compute(str(info), torch.device("cpu"), parts)
         for row in videos:
             value = float(row["video_results"]) / (100 if name in PERCENT else 1)
-            found.setdefault(Path(row["video_path"]).stem, {})[name] = value
+            found.setdefault(of[row["video_path"]], {})[name] = value
     return found
 
 

@@ -33,6 +33,7 @@ from cfmodel.train.data import (
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import ErrorBank, Recycling, bank_bytes, clean_error, noise_error
 from cfmodel.train.films import (
+    ContextStream,
     Film,
     FreshFilms,
     Rollout,
@@ -505,8 +506,8 @@ def test_replayed_streams_give_the_gradients_of_the_film():
     for replay in (False, True):
         net = nano_model().requires_grad_(True)
         films = StreamingFilms(
-            _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20), longest=60,
-            reencode=lambda latents: latents[:, -1:], replay=replay,
+            _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20),
+            Rollout(stream=60, replay=replay), reencode=lambda latents: latents[:, -1:],
         )  # fmt: skip
         films.make(net, 0.0, grad=False)
         film = films.make(net, 0.0, grad=True)
@@ -584,8 +585,8 @@ def test_windows_in_mid_film_begin_with_a_reencoded_frame():
 
 def test_stream_goes_on_and_starts_anew():
     films = StreamingFilms(
-        _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20), longest=60,
-        reencode=lambda latents: torch.full_like(latents[:, :1], 7.0),
+        _roller(slow=0, fast=9, positions="absolute"), _texts(chunks=20),
+        Rollout(stream=60), reencode=lambda latents: torch.full_like(latents[:, :1], 7.0),
     )  # fmt: skip
     net = nano_model()
     first = films.make(net, 0.0, grad=False)
@@ -601,7 +602,76 @@ def test_stream_goes_on_and_starts_anew():
     assert films._memory.frames == 21
 
 
+@pytest.mark.parametrize("context", ["memory", "contiguous"])
+def test_context_stream_shows_finished_films(context):
+    before = {"memory": 9, "contiguous": 21}[context]
+    opening = 7.0
+    films = ContextStream(
+        _roller(tau=0.9999), _texts(chunks=24), Rollout(stream=72, context=context),
+        reencode=lambda latents: torch.full_like(latents[:, :1], opening),
+    )  # fmt: skip
+    net, made = nano_model().requires_grad_(True), list[Film]()
+    for k in range(2):
+        made.append(films.make(net, 0.0, grad=True))
+        # The target is a try of its own; the films go on in all steps.
+        assert films._film.shape[1] == before + (k + 1) * TARGET
+        assert not films._film.requires_grad
+        assert made[-1].target.requires_grad
+        assert films._memory is not None
+        assert films._memory.frames == films._film.shape[1]
+    film, start = made[1], before + TARGET
+    assert film.context is not None
+    assert not film.context.requires_grad
+    # What is next to the target is what the films hold there.
+    torch.testing.assert_close(film.context[:, -6:], films._film[:, start - 6 : start])
+    tried = film.target.detach()
+    assert (tried - films._film[:, start:]).abs().max() > 0.01
+    if context == "memory":
+        assert film.valid is not None
+        assert int(film.valid.sum(1).min()) > 3 + 6 + TARGET  # slow memory is in use
+        torch.testing.assert_close(film.context[:, :3], films._film[:, :3])
+    else:
+        assert (film.context[:, 0] == opening).all()
+    # All of the target may learn, its last chunk too, and no earlier film does.
+    for first in range(0, TARGET, 3):
+        gradient = torch.autograd.grad(
+            film.target[:, first : first + 3].square().sum(),
+            net.head.linear.weight,
+            retain_graph=True,
+        )[0]
+        assert gradient.abs().max() > 0
+    whole = films.latents
+    films.make(net, 0.0, grad=False)
+    if context == "contiguous":  # 63 + 21 latents are too many: new films
+        assert films._film.shape[1] == before + TARGET
+    assert films.latents > whole
+
+
+def test_replayed_context_stream_gives_the_same_gradients():
+    found = list[list[Tensor]]()
+    for replay in (False, True):
+        net = nano_model().requires_grad_(True)
+        plan = Rollout(stream=72, context="memory", replay=replay)
+        films = ContextStream(_roller(tau=0.9999), _texts(chunks=24), plan)
+        films.make(net, 0.0, grad=False)
+        film = films.make(net, 0.0, grad=True)
+        weight = seeded(*film.target.shape, seed=11)
+        terms = film.terms(weight) if film.terms else [(film.target * weight).sum()]
+        for term in terms:
+            term.backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_too_short_films_are_refused():
+    with pytest.raises(ValueError, match="has to see something"):
+        ContextStream(_roller(), _texts(), Rollout(stream=72))
+    with pytest.raises(ValueError, match="no room"):
+        ContextStream(_roller(), _texts(), Rollout(stream=27, context="memory"))
+    with pytest.raises(ValueError, match="embed longer"):
+        ContextStream(_roller(), _texts(chunks=5), Rollout(stream=72, context="memory"))
     with pytest.raises(ValueError, match="no room"):
         FreshFilms(_roller(), _texts(), Rollout(context="contiguous"))
     with pytest.raises(ValueError, match="embed longer"):

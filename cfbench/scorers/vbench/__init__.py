@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def load_suite(device: str, folder: str = "") -> "VBenchSuite":
-    """The suite with the weights of a folder, laid out as the ``vbench`` package's cache.
+    """Films scored whole, with the weights of a folder laid out as the ``vbench`` package's cache.
 
     Args:
         device: where its networks run.
@@ -17,13 +17,29 @@ def load_suite(device: str, folder: str = "") -> "VBenchSuite":
     Raises:
         CfError: a named folder does not exist.
     """
+    return _load("vbench", device, folder)
+
+
+def load_long(device: str, folder: str = "") -> "VBenchSuite":
+    """As ``load_suite``, in clips that are encoded again: VBench-Long."""
+    return _load("vbench-long", device, folder)
+
+
+def load_long_index(device: str, folder: str = "") -> "VBenchSuite":
+    """As ``load_long``, but nothing is encoded again: clips are ranges of frames."""
+    return _load("vbench-long-index", device, folder)
+
+
+def _load(name: str, device: str, folder: str) -> "VBenchSuite":
     import torch
 
     from cfbench.errors import CfError
+    from cfbench.scorers.vbench import protocol
     from cfbench.scorers.vbench.files import DEFAULT, Folder
     from cfbench.scorers.vbench.suite import VBenchSuite
 
     root = Path(folder) if folder else Path.home() / DEFAULT
     if folder and not root.is_dir():
-        raise CfError(f"--suite vbench:{folder}: no such folder of weights")
-    return VBenchSuite(Folder(root), torch.device(device))
+        raise CfError(f"--suite {name}:{folder}: no such folder of weights")
+    rules = {rule.name: rule for rule in (protocol.WHOLE, protocol.LONG, protocol.INDEX)}
+    return VBenchSuite(Folder(root), torch.device(device), rules[name])

@@ -29,6 +29,10 @@ FILES = {
     "musiq": "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
     "amt": "amt_model/amt-s.pth",
     "raft": "raft_model/models/raft-things.pth",
+    "viclip": "ViCLIP/ViClip-InternVid-10M-FLT.pth",
+    "bpe": "ViCLIP/bpe_simple_vocab_16e6.txt.gz",
+    "umt": "umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
+    "dinov2": "dinov2_model/dinov2_vitb14_pretrain.pth",
 }
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError,
@@ -84,14 +88,22 @@ class Folder:
         except PermissionError:
             log.warning("%s cannot be written: files are not pinned", self.root / PINNED)
 
+    def path(self, name: str) -> Path:
+        """Where a file lies that was pinned or is what it was.
+
+        Raises:
+            CfError: as ``sha256``.
+        """
+        self.sha256(name)
+        return self.root / FILES[name]
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The weights in a file, on the CPU, float32.
 
         Raises:
             CfError: the file is damaged or holds something else.
         """
-        path = self.root / FILES[name]
-        self.sha256(name)
+        path = self.path(name)
         try:
             tree = self._opened(path)
         except UNREADABLE as error:

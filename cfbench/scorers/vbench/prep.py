@@ -1,14 +1,23 @@
 """How VBench makes a network's input of frames. Frames come as float pixels (B, 3, Y, X), 0 to 255.
 
-Nothing is antialiased, and sizes are rounded down, as torchvision's transforms do it there.
+Nothing is antialiased but what is said to be, and sizes are rounded down, as torchvision's
+transforms do it there.
 """
 
+from typing import Any
+
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 CLIP_SIDE = DINO_SIDE = 224
 MUSIQ_SIDE = 512
+UMT_SIDE, UMT_CROP = 256, 224
+DINOV2_SIDE, DINOV2_CROP = 256, 224
 LEVELS = 255.0
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 DINO_MEAN, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,18 +38,52 @@ def shorter_side(rows: int, columns: int, side: int) -> tuple[int, int]:
 def clip_input(frames_B3YX: Tensor) -> Tensor:
     """Shorter side 224, bicubic; middle square; normalised: (B, 3, 224, 224)."""
     size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], CLIP_SIDE)
-    x = _resized(frames_B3YX, size, "bicubic")
-    rows, columns = x.shape[-2:]
-    # Halves are rounded to even, as torchvision's crop does.
-    top, left = round((rows - CLIP_SIDE) / 2), round((columns - CLIP_SIDE) / 2)
-    x = x[..., top : top + CLIP_SIDE, left : left + CLIP_SIDE]
+    x = _middle(_resized(frames_B3YX, size, "bicubic"), CLIP_SIDE)
     return _normalised(x, CLIP_MEAN, CLIP_STD)
+
+
+def viclip_input(frames_B3YX: Tensor) -> Tensor:
+    """As ``clip_input``, but rounded to whole levels after resizing: there, frames are bytes."""
+    size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], CLIP_SIDE)
+    x = _resized(frames_B3YX, size, "bicubic").clamp(0, LEVELS).round()
+    return _normalised(_middle(x, CLIP_SIDE), CLIP_MEAN, CLIP_STD)
+
+
+def style_input(images_BYX3: NDArray[np.uint8]) -> Tensor:
+    """Shorter side 224, bicubic and antialiased; middle square; normalised: (B, 3, 224, 224).
+
+    Appearance style alone resizes pictures of PIL, which always antialiases.
+    """
+    rows, columns = shorter_side(*images_BYX3.shape[1:3], CLIP_SIDE)
+    small = [
+        np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+        for image in images_BYX3
+    ]
+    x = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
+    return _normalised(_middle(x, CLIP_SIDE), CLIP_MEAN, CLIP_STD)
+
+
+def umt_input(image_YX3: NDArray[np.uint8]) -> Tensor:
+    """Shorter side 256, OpenCV's bilinear; middle square of 224; normalised: (3, 224, 224)."""
+    rows, columns = shorter_side(*image_YX3.shape[:2], UMT_SIDE)
+    small: NDArray[Any] = image_YX3
+    if (rows, columns) != image_YX3.shape[:2]:
+        small = cv2.resize(image_YX3, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    x = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1).float()
+    return _normalised(_middle(x, UMT_CROP), DINO_MEAN, DINO_STD)
 
 
 def dino_input(frames_B3YX: Tensor) -> Tensor:
     """Shorter side 224, bilinear, nothing cropped; normalised."""
     size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], DINO_SIDE)
     x = _resized(frames_B3YX, size, "bilinear")
+    return _normalised(x, DINO_MEAN, DINO_STD)
+
+
+def dinov2_input(frames_B3YX: Tensor) -> Tensor:
+    """Shorter side 256, bicubic and antialiased; middle square of 224; normalised."""
+    size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], DINOV2_SIDE)
+    x = _middle(_resized(frames_B3YX, size, "bicubic", antialias=True), DINOV2_CROP)
     return _normalised(x, DINO_MEAN, DINO_STD)
 
 
@@ -74,10 +117,17 @@ def _margins(shape: torch.Size, multiple: int) -> list[int]:
     return [side for gap in gaps for side in (gap // 2, gap - gap // 2)]
 
 
-def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def _resized(x: Tensor, size: tuple[int, int], mode: str, *, antialias: bool = False) -> Tensor:
     if x.shape[-2:] == size:
         return x
-    return nnf.interpolate(x, size, mode=mode, align_corners=False, antialias=False)
+    return nnf.interpolate(x, size, mode=mode, align_corners=False, antialias=antialias)
+
+
+def _middle(x: Tensor, side: int) -> Tensor:
+    rows, columns = x.shape[-2:]
+    # Halves are rounded to even, as torchvision's crop does.
+    top, left = round((rows - side) / 2), round((columns - side) / 2)
+    return x[..., top : top + side, left : left + side]
 
 
 def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

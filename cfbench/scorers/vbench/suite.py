@@ -1,32 +1,38 @@
-"""VBench's prompt-free dimensions over whole films: protocol ``custom``, tier ``reference``.
+"""VBench's dimensions over films, with networks whose weights are the user's: tier ``reference``.
 
 Values equal those of the ``vbench`` package with the same weights, film by film. A dimension whose
-weights are not there is null; Quality, Semantic and Total need more than these dimensions and are
-never told of them alone.
+weights are not there is null, and so is every one that a prompt of VBench's suite does not ask for.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cfbench.aggregate import QUALITY
+from cfbench.aggregate import DIMENSIONS, QUALITY, SEMANTIC
 from cfbench.scorers import rules
+from cfbench.scorers.vbench import again, protocol, watch
 from cfbench.scorers.vbench.files import FILES, Folder
-from cfbench.scorers.vbench.nets import raft, vit
+from cfbench.scorers.vbench.nets import raft, video, vit
 from cfbench.scorers.vbench.nets.amt import AmtS
 from cfbench.scorers.vbench.nets.musiq import Musiq
-from cfbench.scorers.vbench.watch import Film, Nets, watch
+from cfbench.scorers.vbench.nets.text import TextTransformer, Words, text_half
+from cfbench.scorers.vbench.prep import UMT_CROP
+from cfbench.scorers.vbench.protocol import Protocol
+from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.types import DimensionSpec, Prompt, Score
 from cfbench.video import Clip
 
-RULES_VERSION = "1"
-PROTOCOL = "custom"
+RULES_VERSION = "2"
+CUSTOM = "custom"
 SHORT = "does not apply: film too short"
+NOT_ASKED = "does not apply: not one of the prompt's dimensions in VBench's suite"
+ELSEWHERE = "computed by the vbench package alone; run cfbench score --via upstream"
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "subject_consistency": ("dino",),
     "background_consistency": ("clip-b32",),
@@ -35,8 +41,15 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "dynamic_degree": ("raft",),
     "aesthetic_quality": ("clip-l14", "aesthetic"),
     "imaging_quality": ("musiq",),
+    "human_action": ("umt",),
+    "appearance_style": ("clip-b32", "bpe"),
+    "temporal_style": ("viclip", "bpe"),
+    "overall_consistency": ("viclip", "bpe"),
 }
 """Files that each dimension needs."""
+BETWEEN: Mapping[str, str] = {"subject_consistency": "dinov2", "background_consistency": "clip-b32"}
+"""Files of the networks that compare a film's clips with each other."""
+PROMPT_FREE = tuple(QUALITY)
 SOURCES: Mapping[str, str] = {
     "subject_consistency": "VBench: DINO ViT-B/16 features, frame before and first frame",
     "background_consistency": "VBench: CLIP ViT-B/32 features, frame before and first frame",
@@ -45,6 +58,128 @@ SOURCES: Mapping[str, str] = {
     "dynamic_degree": "VBench: RAFT flow of frames 1/8 s apart",
     "aesthetic_quality": "VBench: LAION's linear head on CLIP ViT-L/14",
     "imaging_quality": "VBench: MUSIQ trained on SPAQ, longer side 512",
+    "human_action": "VBench: the action is among UMT's five best classes, at 0.85 or more",
+    "appearance_style": "VBench: CLIP ViT-B/32, frames against the style's name",
+    "temporal_style": "VBench: ViCLIP, 8 frames against the prompt",
+    "overall_consistency": "VBench: ViCLIP, 8 frames against the prompt",
+}
+ACTIONS_SHOWN, ACTION_LIMIT, ACTION_DIGITS = 5, 0.85, 4
+CLIP_PERCENT = 100.0
+
+
+@dataclass
+class Toolbox:
+    """Networks by the file that they come from, made when they are first asked for."""
+
+    folder: Folder
+    device: torch.device
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def net(self, name: str) -> Any:
+        """A network, float32; None where its file is not there.
+
+        Raises:
+            CfError: the file is damaged.
+            ValueError: it holds another network's weights.
+        """
+        return self._kept(name, lambda: self._built(name, MAKERS[name]))
+
+    def text(self, name: str, length: int | None = None) -> "Reader":
+        """What reads texts with the weights of a file.
+
+        Raises:
+            CfError, ValueError: as ``net``.
+        """
+        words = self._kept("bpe", lambda: Words(self.folder.path("bpe")))
+        half = self._kept(f"{name}-text", lambda: self._built(name, TEXT_MAKERS[name]))
+        return Reader(words, half)
+
+    def scale(self, name: str) -> float:
+        """The learnt scale of CLIP's similarities."""
+        return self._kept(
+            f"{name}-scale", lambda: float(self.folder.tensors(name)["logit_scale"].exp())
+        )
+
+    def _kept(self, key: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+    def _built(self, name: str, make: Callable[[Any], nn.Module]) -> Any:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if not self.folder.has(name):
+            return None
+        try:
+            net = make(self.folder.tensors(name))
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
+        return net.to(self.device).eval().requires_grad_(False)
+
+
+@dataclass
+class Reader:
+    """Unit features of texts, each made once."""
+
+    words: Words
+    net: TextTransformer
+    _known: dict[str, rules.Floats] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def __call__(self, text: str) -> rules.Floats:
+        """The feature (E,) of a text, of unit length."""
+        if text not in self._known:
+            ids = self.words([text], self.net.length).to(self.net.positions.device)
+            feature = self.net(ids)[0].cpu().numpy().astype(np.float64)
+            self._known[text] = feature / np.linalg.norm(feature)
+        return self._known[text]
+
+
+def _filled(make: Callable[[], nn.Module]) -> Callable[[Mapping[str, Tensor]], nn.Module]:
+    def fill(tensors: Mapping[str, Tensor]) -> nn.Module:
+        net = make()
+        net.load_state_dict(tensors)
+        return net
+
+    return fill
+
+
+def _head(tensors: Mapping[str, Tensor]) -> nn.Module:
+    return _filled(lambda: nn.Linear(tensors["weight"].shape[1], 1))(tensors)
+
+
+def _umt(tensors: Mapping[str, Tensor]) -> nn.Module:
+    return video.umt(tensors, frames=watch.UMT_FRAMES, side=UMT_CROP)
+
+
+def _viclip_text(tensors: Mapping[str, Tensor]) -> nn.Module:
+    prefix = "text_encoder."
+    return text_half(
+        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    )
+
+
+def _clip_text(tensors: Mapping[str, Tensor]) -> nn.Module:
+    return text_half({k: v for k, v in tensors.items() if not k.startswith("visual.")})
+
+
+MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
+    "dino": vit.dino,
+    "dinov2": vit.dinov2,
+    "clip-b32": vit.clip,
+    "clip-l14": vit.clip,
+    "aesthetic": _head,
+    "musiq": _filled(Musiq),
+    "amt": _filled(AmtS),
+    "raft": raft.raft,
+    "viclip": video.viclip,
+    "umt": _umt,
+}
+TEXT_MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
+    "clip-b32": _clip_text,
+    "viclip": _viclip_text,
 }
 
 
@@ -55,21 +190,29 @@ class VBenchSuite:
     Args:
         folder: of the weights.
         device: where networks run, in float32.
+        rule: whether films are scored whole or in clips.
     """
 
     folder: Folder
     device: torch.device
-    _nets: Nets | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    rule: Protocol = protocol.WHOLE
+    _tools: Toolbox | None = field(default=None, repr=False)
+
+    @property
+    def tools(self) -> Toolbox:
+        """Its networks."""
+        if self._tools is None:
+            self._tools = Toolbox(self.folder, self.device)
+        return self._tools
 
     @property
     def version(self) -> str:
-        """Of the rules."""
-        return RULES_VERSION
+        """Of the rules, and of how films are cut."""
+        return RULES_VERSION + self.rule.name.removeprefix(protocol.WHOLE.name)
 
     @property
     def dimensions(self) -> tuple[DimensionSpec, ...]:
-        """What it measures; a version names the rules and the first digits of the weights' hashes.
+        """All sixteen; a version names the rules and the first digits of the weights' hashes.
 
         Raises:
             CfError: weights are others than they were.
@@ -77,118 +220,224 @@ class VBenchSuite:
         return tuple(
             DimensionSpec(
                 name=name,
-                group="quality",
-                weight=QUALITY[name],
-                version=".".join([RULES_VERSION, *map(self._digits, files)]),
+                group="quality" if name in QUALITY else "semantic",
+                weight={**QUALITY, **SEMANTIC}[name],
+                version=".".join([self.version, *map(self._digits, self._files(name))]),
                 tier="reference",
                 higher_is_better=True,
-                source=SOURCES[name],
+                source=SOURCES.get(name, "VBench: not computed here"),
             )
-            for name, files in NEEDS.items()
+            for name in DIMENSIONS
         )
 
-    def _digits(self, name: str) -> str:
-        return self.folder.sha256(name)[:6] if self.folder.has(name) else "none"
-
     def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
-        """One score a dimension, over all frames; the prompt does not matter.
+        """One score a dimension.
 
         Raises:
             DecodeError: the film cannot be decoded.
             CfError: weights are damaged.
         """
-        del prompt
-        film = watch(clip.blocks(), clip.fps, self._loaded(), self.device)
-        values, details = measured(film), {"protocol": PROTOCOL, "frames": film.frames}
+        asked = self._asked(prompt)
+        parts = protocol.clips(
+            clip.frames, clip.fps, protocol.clip_seconds(prompt.vbench or ())
+        ) if self.rule.cuts else (range(clip.frames),)  # fmt: skip
+        values = self._values(clip, parts, asked, prompt)
+        whole = self.rule == protocol.WHOLE
+        told = CUSTOM if whole and prompt.vbench is None else self.rule.name
+        details: dict[str, Any] = {"protocol": told, "frames": clip.frames}
+        if not whole:
+            details |= {"clips": len(parts), "clip_s": protocol.clip_seconds(prompt.vbench or ())}
         return [
             Score(
                 clip_sha=clip.sha256,
                 dimension=spec.name,
                 version=spec.version,
                 tier=spec.tier,
-                value=values[spec.name],
-                reason="" if values[spec.name] is not None else self._reason(spec.name),
+                value=values.get(spec.name),
+                reason="" if values.get(spec.name) is not None else self._reason(spec.name, prompt),
                 details=details,
             )
             for spec in self.dimensions
         ]
 
-    def _reason(self, name: str) -> str:
-        lacking = [FILES[file] for file in NEEDS[name] if not self.folder.has(file)]
+    def _asked(self, prompt: Prompt) -> frozenset[str]:
+        """Dimensions that this film is scored in, as far as there are weights."""
+        wanted = PROMPT_FREE if prompt.vbench is None else tuple(prompt.vbench)
+        return frozenset(
+            name
+            for name in wanted
+            if name in NEEDS and all(self.folder.has(file) for file in self._files(name))
+        )
+
+    def _files(self, name: str) -> tuple[str, ...]:
+        more = (BETWEEN[name],) if self.rule.cuts and name in BETWEEN else ()
+        return tuple(dict.fromkeys((*NEEDS.get(name, ()), *more)))
+
+    def _digits(self, name: str) -> str:
+        return self.folder.sha256(name)[:6] if self.folder.has(name) else "none"
+
+    def _reason(self, name: str, prompt: Prompt) -> str:
+        wanted = PROMPT_FREE if prompt.vbench is None else tuple(prompt.vbench)
+        if name not in wanted:
+            return NOT_ASKED
+        if name not in NEEDS:
+            return ELSEWHERE
+        lacking = [FILES[file] for file in self._files(name) if not self.folder.has(file)]
         return f"no weights {', '.join(lacking)}" if lacking else SHORT
 
-    def _loaded(self) -> Nets:
-        with self._lock:
-            if self._nets is None:
-                self._nets = load_nets(self.folder, self.device)
-            return self._nets
+    def _nets(self, asked: frozenset[str], *, between: bool = False) -> Nets:
+        def given(dimensions: Sequence[str], file: str) -> Any:
+            return self.tools.net(file) if asked.intersection(dimensions) else None
+
+        told = given(("background_consistency",), "clip-b32")
+        openings = given(("subject_consistency",), "dinov2") if self.rule.cuts else None
+        if between:
+            return Nets(clip_b=told, dinov2=openings)
+        return Nets(
+            dino=given(("subject_consistency",), "dino"),
+            clip_b=told,
+            clip_l=given(("aesthetic_quality",), "clip-l14"),
+            aesthetic=given(("aesthetic_quality",), "aesthetic"),
+            musiq=given(("imaging_quality",), "musiq"),
+            amt=given(("motion_smoothness",), "amt"),
+            raft=given(("dynamic_degree",), "raft"),
+            dinov2=None if self.rule.encodes else openings,
+            style=given(("appearance_style",), "clip-b32"),
+            viclip=given(("temporal_style", "overall_consistency"), "viclip"),
+            umt=given(("human_action",), "umt"),
+        )
+
+    def _values(
+        self, clip: Clip, parts: Sequence[range], asked: frozenset[str], prompt: Prompt
+    ) -> dict[str, float | None]:
+        """Values by dimension: means over clips, consistencies fused."""
+        nets, found = self._nets(asked), list[dict[str, float | None]]()
+        if self.rule.encodes:
+            openings = list[Any]()
+            for frames in again.cut(clip.blocks(), parts):
+                shown = again.encoded_again(frames, int(clip.fps))
+                openings.append(shown[0])
+                whole = (range(len(shown)),)
+                film = watch.watch(iter((shown,)), int(clip.fps), whole, nets, self.device)
+                found.append(self._measured(film, whole[0], asked, prompt))
+            between = self._between(self._openings(openings, int(clip.fps), asked))
+        else:
+            film = watch.watch(clip.blocks(), clip.fps, parts, nets, self.device)
+            found = [self._measured(film, part, asked, prompt) for part in parts]
+            between = self._between(film, [part.start for part in parts])
+        values = {name: _mean([row[name] for row in found]) for name in asked}
+        if self.rule.cuts:
+            for name in asked.intersection(BETWEEN):
+                within = values[name]
+                if within is not None:
+                    values[name] = protocol.fused(within, between.get(name), name)
+        return values
+
+    def _openings(self, images: list[Any], fps: int, asked: frozenset[str]) -> Film:
+        """The film of the clips' first frames, encoded once more."""
+        if len(images) < 2:
+            return Film()
+        shown = again.encoded_again(np.stack(images), fps)
+        each = [range(k, k + 1) for k in range(len(shown))]
+        nets = self._nets(asked, between=True)
+        return watch.watch(iter((shown,)), fps, each, nets, self.device)
+
+    def _between(self, film: Film, starts: Sequence[int] | None = None) -> dict[str, float | None]:
+        """Consistencies of the clips' first frames, where there are several clips."""
+        clip = film.clip if starts is None else [film.clip[k] for k in starts if k < len(film.clip)]
+        opening = [film.opening[k] for k in sorted(film.opening)]
+        return {
+            "subject_consistency": _consistent(opening),
+            "background_consistency": _consistent(clip),
+        }
+
+    def _measured(
+        self, film: Film, clip: range, asked: frozenset[str], prompt: Prompt
+    ) -> dict[str, float | None]:
+        """Values of one clip by dimension; None where nothing was seen."""
+        values = measured(film, clip)
+        if "appearance_style" in asked:
+            style = self.tools.text("clip-b32")(style_of(prompt))
+            scale = self.tools.scale("clip-b32") / CLIP_PERCENT
+            near = [_cosine(row, style) * scale for row in film.style[clip.start : clip.stop]]
+            values["appearance_style"] = _mean(near)
+        if asked.intersection(("temporal_style", "overall_consistency")):
+            text, seen = self.tools.text("viclip")(prompt.text), film.seen.get(clip.start)
+            near = None if seen is None else _cosine(seen, text)
+            values |= {"temporal_style": near, "overall_consistency": near}
+        if "human_action" in asked:
+            acts = film.acts.get(clip.start)
+            label = action_of(prompt.text)
+            values["human_action"] = None if acts is None else float(shows(acts, label))
+        return values
 
 
-def load_nets(folder: Folder, device: torch.device) -> Nets:
-    """The networks whose weights are there, float32, without TF32.
+def style_of(prompt: Prompt) -> str:
+    """The name of a style that a prompt of VBench's asks for."""
+    return str((prompt.vbench or {})["appearance_style"]["appearance_style"])
 
-    Raises:
-        CfError: a file is damaged.
-        ValueError: a file holds another network's weights.
+
+def action_of(text: str) -> str:
+    """The class of an action that a text names; upstream takes it from the file's name.
+
+    Example:
+        >>> action_of("A person is riding a bike")
+        'riding a bike'
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return text.lower().split("-")[0].split("person is ")[-1].split("_")[0]
 
-    def built(name: str, make: Callable[[Any], Any]) -> Any:
-        if not folder.has(name):
-            return None
-        try:
-            net: nn.Module = make(folder.tensors(name))
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
-        return net.to(device).eval().requires_grad_(False)
 
-    def filled(net: nn.Module) -> Callable[[Any], nn.Module]:
-        def fill(tensors: Any) -> nn.Module:
-            net.load_state_dict(tensors)
-            return net
-
-        return fill
-
-    def head(tensors: Any) -> nn.Module:
-        return filled(nn.Linear(tensors["weight"].shape[1], 1))(tensors)
-
-    return Nets(
-        dino=built("dino", vit.dino),
-        clip_b=built("clip-b32", vit.clip),
-        clip_l=built("clip-l14", vit.clip),
-        aesthetic=built("aesthetic", head),
-        musiq=built("musiq", filled(Musiq())),
-        amt=built("amt", filled(AmtS())),
-        raft=built("raft", raft.raft),
+def shows(acts: rules.Floats, label: str) -> bool:
+    """Whether an action is among the five best classes, with a probability of at least 0.85."""
+    best = np.argsort(-acts)[:ACTIONS_SHOWN]
+    names = _actions()
+    return any(
+        round(float(acts[k]), ACTION_DIGITS) >= ACTION_LIMIT and names[k] == label for k in best
     )
 
 
-def measured(film: Film) -> dict[str, float | None]:
-    """Values by dimension; None where nothing was seen."""
+def _actions() -> list[str]:
+    file = resources.files("cfbench") / "data" / "kinetics-400.txt"
+    return file.read_text(encoding="utf-8").split("\n")
 
-    def mean(values: Sequence[float] | rules.Floats) -> float | None:
-        return float(np.mean(values)) if len(values) else None
 
-    def consistent(features: list[rules.Floats]) -> float | None:
-        if len(features) < 2:
-            return None
-        rows = np.stack(features)
-        return mean(rules.consistency(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
+def _mean(values: Sequence[float | None] | rules.Floats) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
-    def like(differences: Sequence[float]) -> float | None:
-        return float(rules.likeness(np.array(differences)).mean()) if differences else None
 
+def _cosine(a: rules.Floats, b: rules.Floats) -> float:
+    """Similarity of a feature to one of unit length."""
+    return float(a @ b / np.linalg.norm(a))
+
+
+def _consistent(features: Sequence[rules.Floats]) -> float | None:
+    if len(features) < 2:
+        return None
+    rows = np.stack(features)
+    return _mean(rules.consistency(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
+
+
+def measured(film: Film, clip: range) -> dict[str, float | None]:
+    """Values of a clip in the dimensions that need no prompt; None where nothing was seen."""
+
+    def like(differences: Mapping[int, float], frames: Iterator[int] | range) -> float | None:
+        known = [differences[k] for k in frames if k in differences]
+        return float(rules.likeness(np.array(known)).mean()) if known else None
+
+    pairs = watch.flown(clip, film.step)
     dynamic = None
-    if film.strong:
-        moving = rules.moves(np.array(film.strong), film.rows, film.columns)
-        dynamic = float(rules.is_dynamic(moving, len(film.strong) + 1))
+    if len(pairs) and all(k in film.strong for k in pairs):
+        strong = np.array([film.strong[k] for k in pairs])
+        moving = rules.moves(strong, film.rows, film.columns)
+        dynamic = float(rules.is_dynamic(moving, len(pairs) + 1))
+    here = slice(clip.start, clip.stop)
     return {
-        "subject_consistency": consistent(film.dino),
-        "background_consistency": consistent(film.clip),
-        "temporal_flickering": like(film.flicker),
-        "motion_smoothness": like(film.smooth),
+        "subject_consistency": _consistent(film.dino[here]),
+        "background_consistency": _consistent(film.clip[here]),
+        "temporal_flickering": like(film.flicker, clip[1:]),
+        "motion_smoothness": like(film.smooth, watch.drawn_again(clip)),
         "dynamic_degree": dynamic,
-        "aesthetic_quality": mean(film.aesthetic),
-        "imaging_quality": mean(film.imaging),
+        "aesthetic_quality": _mean(film.aesthetic[here]),
+        "imaging_quality": _mean(film.imaging[here]),
     }

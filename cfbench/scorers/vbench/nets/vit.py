@@ -5,39 +5,25 @@ first, E width, Y X rows and columns of pixels.
 """
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-CLIP_HEAD_DIM = DINO_HEAD_DIM = 64
+from cfbench.scorers.vbench.nets.block import (
+    CLIP_BLOCK,
+    Block,
+    depth,
+    filled,
+    misfit,
+    renamed,
+    under,
+)
+
 DINO_EPS, CLIP_EPS = 1e-6, 1e-5
 GRID_SLACK = 0.1
 """DINO adds this to a grid's sizes before it scales positions, so that rounding cannot lose one."""
-
-
-class _Block(nn.Module):
-    """Self-attention and MLP, each after a norm and with a shortcut."""
-
-    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, quick: bool) -> None:
-        super().__init__()
-        self.heads, self.quick = heads, quick
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x_BLE: Tensor) -> Tensor:
-        """The next tokens (B, L, E)."""
-        parts = self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        seen = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x_BLE = x_BLE + self.proj(seen)
-        hidden = self.fc1(self.norm2(x_BLE))
-        # CLIP's own approximation of GELU.
-        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else nnf.gelu(hidden)
-        return x_BLE + self.fc2(hidden)
 
 
 class VisionTransformer(nn.Module):
@@ -65,10 +51,7 @@ class VisionTransformer(nn.Module):
         self.cls = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(grid * grid + 1, width))
         self.norm_in = nn.LayerNorm(width, eps=eps) if is_clip else nn.Identity()
-        heads = width // (CLIP_HEAD_DIM if is_clip else DINO_HEAD_DIM)
-        self.blocks = nn.ModuleList(
-            _Block(width, heads, hidden, eps, quick=is_clip) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, hidden, eps, quick=is_clip) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width, eps=eps)
         self.project = nn.Linear(width, out, bias=False) if is_clip else nn.Identity()
 
@@ -108,26 +91,9 @@ _CLIP = (
     (r"positional_embedding", "positions"),
     (r"ln_pre\.", "norm_in."),
     (r"ln_post\.", "norm_out."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.qkv."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.proj."),
-    (r"transformer\.resblocks\.(\d+)\.ln_(\d)\.", r"blocks.\1.norm\2."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.fc1."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.fc2."),
+    *CLIP_BLOCK,
     (r"proj$", "project.weight"),
 )
-
-
-def _renamed(
-    tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]
-) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        for pattern, ours in rules:
-            if re.match(pattern, name):
-                name = re.sub(f"^{pattern}", ours, name, count=1)
-                break
-        found[name] = value.float()
-    return found
 
 
 def dino(tensors: Mapping[str, Tensor]) -> VisionTransformer:
@@ -136,7 +102,26 @@ def dino(tensors: Mapping[str, Tensor]) -> VisionTransformer:
     Raises:
         ValueError: they are of another network.
     """
-    found = _renamed(tensors, _DINO)
+    found = renamed(tensors, _DINO)
+    return _built(found, out=None)
+
+
+def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
+    """DINOv2's network (arXiv:2304.07193) with its published weights, without registers.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    found = renamed(tensors, _DINO)
+    found.pop("mask_token", None)
+    # Each shortcut's scale is part of the layer before it.
+    for name in [name for name in found if name.endswith(".gamma")]:
+        scale, at = found.pop(name), name.split(".ls")[0]
+        layer = f"{at}.proj" if ".ls1." in name else f"{at}.fc2"
+        for part in ("weight", "bias"):
+            value = found.get(f"{layer}.{part}")
+            if value is not None:
+                found[f"{layer}.{part}"] = (value.T * scale).T
     return _built(found, out=None)
 
 
@@ -146,8 +131,7 @@ def clip(tensors: Mapping[str, Tensor]) -> VisionTransformer:
     Raises:
         ValueError: they are of another network.
     """
-    visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
-    found = _renamed(visual, _CLIP)
+    found = renamed(under(tensors, "visual."), _CLIP)
     if "project.weight" in found:
         found["project.weight"] = found["project.weight"].T.contiguous()
         return _built(found, out=len(found["project.weight"]))
@@ -162,11 +146,10 @@ def _built(found: dict[str, Tensor], *, out: int | None) -> VisionTransformer:
         patch, width = found["embed.weight"].shape[-1], found["embed.weight"].shape[0]
         grid = math.isqrt(len(found["positions"]) - 1)
         hidden = len(found["blocks.0.fc1.weight"])
-        layers = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
+        layers = depth(found)
         with torch.device("meta"):
             net = VisionTransformer(width, layers, patch=patch, grid=grid, hidden=hidden, out=out)
-        net.load_state_dict(found, assign=True)
+        filled(net, found)
     except (KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"weights are of another network ({reason})") from error
-    return net.eval().requires_grad_(False)
+        raise misfit(error) from error
+    return net
