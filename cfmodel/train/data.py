@@ -22,6 +22,7 @@ SINK, SLOW, LOCAL, TARGET = 3, 12, 6, 21
 CONTEXT = SINK + SLOW + LOCAL
 """Latents of a context clip: sink, slow, local context, then the target."""
 RETURN_SHARE = 0.65
+OPENING_SHARE = 0.15
 """Share of context clips that are placed where something comes back; some scenes have no such."""
 
 _MOVING: tuple[EventKind, ...] = ("orbit", "dolly", "pan-away", "pan-back", "exit", "enter")
@@ -77,6 +78,9 @@ class ContextBatch:
     ``sink_tracks`` are the frames of the first chunk, ``tail_tracks`` those of local context and
     target with one frame before them. ``returning`` (B,) says that the target shows something
     again that no local latent shows.
+
+    ``opening`` (B,): the target is the beginning of a film, and nothing comes before it. The tail
+    then is the film's first frames, its target the first 21 latents of these.
     """
 
     texts: list[tuple[str, ...]]
@@ -85,6 +89,7 @@ class ContextBatch:
     tail_tracks: Tracks
     slow: torch.Tensor
     returning: torch.Tensor
+    opening: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -126,8 +131,12 @@ def kept_chunks(scene: Scene, start: int, rng: random.Random) -> list[int]:
     return kept[-SLOW:]
 
 
-def context_clips() -> Callable[[list[int]], ContextBatch]:
-    """Sampler of context clips; most of their targets show something that comes back."""
+def context_clips(opening: float = OPENING_SHARE) -> Callable[[list[int]], ContextBatch]:
+    """Sampler of context clips; most of their targets show something that comes back.
+
+    Args:
+        opening: share of clips whose target is the beginning of a film, with no context.
+    """
     chunks = TARGET // 3
 
     def start_of(scene: Scene, rng: random.Random) -> tuple[int, bool]:
@@ -137,8 +146,16 @@ def context_clips() -> Callable[[list[int]], ContextBatch]:
             return max(first, rng.choice(starts) - rng.randint(0, 1)), True
         return rng.randint(first, last), False
 
-    def one(seed: int) -> tuple[tuple[str, ...], list[Tracks], list[int], bool]:
+    def first(scene: Scene) -> tuple[tuple[str, ...], list[Tracks], list[int], bool, bool]:
+        text = texts_by_chunk(scene)
+        frames = (torch.arange(chunk_start(1)), torch.arange(4 * (LOCAL + TARGET) + 1))
+        texts = (*[""] * CONTEXT, *(text[k // 3] for k in range(TARGET)))
+        return texts, [play(scene, index) for index in frames], [], False, True
+
+    def one(seed: int) -> tuple[tuple[str, ...], list[Tracks], list[int], bool, bool]:
         scene, rng = sample_scene(seed, chunks=SCRIPT_CHUNKS), random.Random(seed ^ 0x5EED)
+        if random.Random(seed ^ 0x09E1).random() < opening:
+            return first(scene)
         start, returning = start_of(scene, rng)
         kept = kept_chunks(scene, start, rng)
         tail = 3 * start - LOCAL  # first latent of the local context
@@ -155,10 +172,10 @@ def context_clips() -> Callable[[list[int]], ContextBatch]:
             *(text[slow[k]] if k in slow else "" for k in range(SLOW)),
             *(text[(tail + k) // 3] for k in range(LOCAL + TARGET)),
         )
-        return texts, [play(scene, index) for index in frames], slots, returning
+        return texts, [play(scene, index) for index in frames], slots, returning, False
 
     def sample(seeds: list[int]) -> ContextBatch:
-        texts, parts, slots, returning = zip(*map(one, seeds), strict=True)
+        texts, parts, slots, returning, openings = zip(*map(one, seeds), strict=True)
         slow = [(k, slot) for k, of_clip in enumerate(slots) for slot in of_clip]
         inner = [tracks for part in parts for tracks in part[1:-1]]
         return ContextBatch(
@@ -168,6 +185,7 @@ def context_clips() -> Callable[[list[int]], ContextBatch]:
             tail_tracks=stack([part[-1] for part in parts]),
             slow=torch.tensor(slow, dtype=torch.int64).view(-1, 2),
             returning=torch.tensor(returning),
+            opening=torch.tensor(openings),
         )
 
     return sample

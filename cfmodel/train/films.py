@@ -235,8 +235,12 @@ def remembered(held: list[list[int]], start: int, device: torch.device) -> tuple
     """Frames (B, 21) of the context before ``start``, and which of them there are.
 
     Sink, then slow memory right-aligned, then the local context; what slow memory holds of the
-    local context is left out, since it is there already. Absent slots name frame 0.
+    local context is left out, since it is there already. Absent slots name frame 0. Before a film's
+    beginning there is nothing.
     """
+    if not start:
+        nothing = torch.zeros(len(held), CONTEXT, dtype=torch.int64, device=device)
+        return nothing, nothing.bool()
     local = start - LOCAL
     rows, valid = list[list[int]](), list[list[bool]]()
     for frames in held:
@@ -301,8 +305,9 @@ class ContextStream:
 
     A target is made on a copy of the memory, stopped at a random step; then the films go on by as
     many latents made in all steps, so that memory and context only ever hold finished ones. A
-    target costs the same wherever in a film it lies, and lies everywhere alike, the first latents
-    aside, before which there is nothing to see.
+    target costs the same wherever in a film it lies, and lies everywhere alike. With the context
+    ``memory`` a film's beginning is one too, with nothing before it, which the tiny world's
+    teacher knows; ``contiguous`` needs 21 latents first.
 
     Args:
         roller: makes chunks.
@@ -324,9 +329,9 @@ class ContextStream:
         reencode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        before = BEFORE[rollout.context]
-        if not before:
+        if rollout.context == "none":
             raise ValueError("the teacher has to see something: context memory or contiguous")
+        before = 0 if rollout.context == "memory" else CONTEXT
         if rollout.stream < before + TARGET:
             raise ValueError(
                 f"films of {rollout.stream} latents leave no room for {before} before a target "
@@ -346,7 +351,7 @@ class ContextStream:
         if self._memory is None or self._memory.frames + TARGET > plan.stream:
             self._memory = roller.memory()
             self._text = self.texts.draw(roller.batch, plan.stream // 3, self.choice)
-            self._film = self._on(net, self.before)
+            self._film = self._on(net, self.before) if self.before else self._nothing()
         memory, text, film = self._memory, self._text, self._film
         assert text is not None, "drawn with the memory"
         held = slow_frames(memory, roller.batch)
@@ -369,6 +374,10 @@ class ContextStream:
         self.latents += roller.batch * TARGET
         self._film = torch.cat([film, self._on(net, TARGET)], 1)
         return found if replay is None else found._replace(terms=replay.terms)
+
+    def _nothing(self) -> Tensor:
+        batch, _, *rest = self.roller.sizes
+        return torch.zeros(batch, 0, *rest, device=self.roller.draws.device)
 
     def _on(self, net: Any, count: int) -> Tensor:
         """The next ``count`` latents of the films, finished, without gradient."""

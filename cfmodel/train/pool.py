@@ -209,7 +209,8 @@ def context_units(
     def make(batch: ContextBatch) -> Units:
         count = len(batch)
         sink = encode(batch.sink_tracks, count)
-        tail = encode(batch.tail_tracks, count)[:, 1:]
+        whole = encode(batch.tail_tracks, count)
+        tail = whole[:, 1:]
         slow = sink.new_zeros(count, SLOW, *sink.shape[2:])
         valid = torch.ones(count, CONTEXT + TARGET, dtype=torch.bool, device=device)
         valid[:, SINK : SINK + SLOW] = False
@@ -217,6 +218,11 @@ def context_units(
             clip, slot = batch.slow.to(device).unbind(1)
             slow[clip, slot] = encode(batch.slow_tracks, len(batch.slow))[:, 1]
             valid[clip, SINK + slot] = True
+        # Before a beginning nothing comes: what lies there is of the target itself, out of sight.
+        opening = batch.opening.to(device)
+        first = torch.cat([whole[:, TARGET:-1], whole[:, :TARGET]], 1)
+        tail = torch.where(opening[:, None, None, None, None], first, tail)
+        valid[opening, :CONTEXT] = False
         return {
             "x0": torch.cat([sink, slow, tail], 1),
             "text": embedded(embedder, batch.texts, device),

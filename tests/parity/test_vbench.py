@@ -283,8 +283,7 @@ def test_dinov2_equals_the_one_of_transformers():
     for k in range(2):
         for part in ("weight", "bias"):
             rows = [
-                state.pop(f"blocks.{k}.attention.{which}_proj.{part}")
-                for which in ("q", "k", "v")
+                state.pop(f"blocks.{k}.attention.{which}_proj.{part}") for which in ("q", "k", "v")
             ]
             state[f"blocks.{k}.attn.qkv.{part}"] = torch.cat(rows)
     x = torch.randn(2, 3, 224, 224)

@@ -94,7 +94,7 @@ def test_most_context_clips_show_something_again():
 
 
 def test_context_clips_hold_the_frames_that_they_name():
-    batch = context_clips()([3, 4, 5, 6])
+    batch = context_clips(opening=0)([3, 4, 5, 6])
     assert len(batch) == 4
     assert len(batch.sink_tracks) == 4 * chunk_start(1)
     assert len(batch.tail_tracks) == 4 * (1 + 4 * (LOCAL + TARGET))
@@ -108,6 +108,25 @@ def test_context_clips_hold_the_frames_that_they_name():
     held = {clip: [s for c, s in batch.slow.tolist() if c == clip] for clip in range(4)}
     for slots in held.values():
         assert slots == list(range(SLOW - len(slots), SLOW))
+
+
+def test_some_context_clips_are_the_beginning_of_a_film():
+    share = context_clips()(list(range(200))).opening.float().mean()
+    assert 0.08 < share < 0.25
+    batch = context_clips(opening=1)([3, 4])
+    assert not batch.returning.any()
+    assert not len(batch.slow)
+    units = context_units(PixelEmbedder(), ours("tiny").geometry, CPU)(batch)
+    assert units["valid"].sum(1).tolist() == [TARGET, TARGET]
+    assert units["valid"][:, CONTEXT:].all()
+    assert not any(text for texts in batch.texts for text in texts[:CONTEXT])
+    # The target's latents are those of the film from its first frame on.
+    from cfmodel.tinyworld.render import render
+
+    rgb = render(batch.tail_tracks[: 1 + 4 * 2], 80, 128).rgb
+    target = units["x0"][0, CONTEXT:, :, 0, 0]
+    torch.testing.assert_close(target[0], rgb[0].mean((1, 2)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target[2], rgb[5:9].mean((0, 2, 3)), atol=1e-5, rtol=0)
 
 
 def test_kept_chunks_are_old_candidates_only():
@@ -124,7 +143,7 @@ def test_context_units_encode_what_continuous_encoding_gives():
     # A film whose brightness is its frame number: each latent tells which frames it was made of.
     embedder = PixelEmbedder()
     seeds = [11, 12]
-    batch = context_clips()(seeds)
+    batch = context_clips(opening=0)(seeds)
     make = context_units(embedder, ours("tiny").geometry, CPU)
     units = make(batch)
     assert units["x0"].shape[:2] == (2, CONTEXT + TARGET)
@@ -604,14 +623,14 @@ def test_stream_goes_on_and_starts_anew():
 
 @pytest.mark.parametrize("context", ["memory", "contiguous"])
 def test_context_stream_shows_finished_films(context):
-    before = {"memory": 9, "contiguous": 21}[context]
+    before = {"memory": 0, "contiguous": 21}[context]
     opening = 7.0
     films = ContextStream(
         _roller(tau=0.9999), _texts(chunks=24), Rollout(stream=72, context=context),
         reencode=lambda latents: torch.full_like(latents[:, :1], opening),
     )  # fmt: skip
     net, made = nano_model().requires_grad_(True), list[Film]()
-    for k in range(2):
+    for k in range(3 if context == "memory" else 2):
         made.append(films.make(net, 0.0, grad=True))
         # The target is a try of its own; the films go on in all steps.
         assert films._film.shape[1] == before + (k + 1) * TARGET
@@ -619,7 +638,13 @@ def test_context_stream_shows_finished_films(context):
         assert made[-1].target.requires_grad
         assert films._memory is not None
         assert films._memory.frames == films._film.shape[1]
-    film, start = made[1], before + TARGET
+    film, start = made[-1], films._film.shape[1] - TARGET
+    if context == "memory":
+        # Nothing comes before a film's beginning.
+        assert made[0].valid is not None
+        assert made[0].valid.sum(1).tolist() == [TARGET] * len(made[0].target)
+        assert made[0].context is not None
+        assert not made[0].context.any()
     assert film.context is not None
     assert not film.context.requires_grad
     # What is next to the target is what the films hold there.
@@ -669,7 +694,7 @@ def test_too_short_films_are_refused():
     with pytest.raises(ValueError, match="has to see something"):
         ContextStream(_roller(), _texts(), Rollout(stream=72))
     with pytest.raises(ValueError, match="no room"):
-        ContextStream(_roller(), _texts(), Rollout(stream=27, context="memory"))
+        ContextStream(_roller(), _texts(), Rollout(stream=18, context="memory"))
     with pytest.raises(ValueError, match="embed longer"):
         ContextStream(_roller(), _texts(chunks=5), Rollout(stream=72, context="memory"))
     with pytest.raises(ValueError, match="no room"):
