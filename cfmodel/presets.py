@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 
 from cfmodel.config import (
     CodecConfig,
@@ -21,7 +22,9 @@ from cfmodel.config import (
 FAMILIES: tuple[Family, ...] = ("nano", "tiny", "wan-1.3b")
 DEFAULT_FAMILY: Family = "tiny"
 
-TINY_STUDENT = "tiny-first"
+TINY_STUDENT = "tiny-local-2"
+TINY_STREAMED = "tiny-streamed-1"
+STREAMED: Mapping[Family, str] = {"tiny": TINY_STREAMED}
 NANO_RANDOM = "nano-random"
 WAN_STUDENT = "context-forcing"
 
@@ -143,6 +146,11 @@ def ablations(base: Experiment) -> list[Experiment]:
     ]
 
 
+def streamed(base: Experiment) -> Experiment:
+    """The base with weights of streaming training, where there are such."""
+    return dataclasses.replace(base, weights=STREAMED.get(base.family, base.weights))
+
+
 def baseline(base: Experiment, name: str, label: str, **memory: object) -> Experiment:
     """Another method's memory on the base's weights (section 9 of the method reference)."""
     changed = dataclasses.replace(base.memory, **memory)  # pyright: ignore[reportArgumentType]
@@ -198,14 +206,15 @@ def baselines(base: Experiment) -> list[Experiment]:
     infinity = {"sink": 1, "slow": 0, "fast": 5, "positions": "window"}
     # Its training differs, its sampling does not, and its weights are not published.
     pp = baseline(base, "self-forcing-pp", "Self-Forcing++", **plain)
+    tuned = streamed(base)
     return [
         baseline(base, "self-forcing", "Self Forcing", **plain),
         dataclasses.replace(pp, weights=None),
-        baseline(base, "longlive", "LongLive, 3.0 s", **longlive, fast=9),
-        baseline(base, "longlive-3.75", "LongLive, 3.75 s", **longlive, fast=12),
-        baseline(base, "longlive-5.25", "LongLive, 5.25 s", **longlive, fast=18),
+        baseline(tuned, "longlive", "LongLive, 3.0 s", **longlive, fast=9),
+        baseline(tuned, "longlive-3.75", "LongLive, 3.75 s", **longlive, fast=12),
+        baseline(tuned, "longlive-5.25", "LongLive, 5.25 s", **longlive, fast=18),
         baseline(
-            base, "longlive-recache", "LongLive, re-cached", **longlive, fast=9, switch="recache"
+            tuned, "longlive-recache", "LongLive, re-cached", **longlive, fast=9, switch="recache"
         ),
         baseline(base, "infinity-rope", "Infinity-RoPE", **infinity),
         baseline(base, "infinity-rope-flush", "Infinity-RoPE, flushed", **infinity, switch="flush"),

@@ -82,7 +82,7 @@ class Numbers:
     streaming: Rollout
 
 
-_SMALL = Matching(guidance=1.0, shift=2.0, lr=2e-4, critic_lr=4e-4)
+_SMALL = Matching(guidance=1.5, shift=2.0, lr=2e-4, critic_lr=4e-4)
 _SMALL_NUMBERS = Numbers(
     chunk=Flow(batch=384, lr=2e-3, shift=1.5),
     base=Flow(batch=96, lr=1e-3, shift=2.0, init="chunk"),
@@ -91,7 +91,7 @@ _SMALL_NUMBERS = Numbers(
     recycling=Recycling(bins=20, entries=64),
     films=192,
     dmd=_SMALL,
-    cdmd=_SMALL,
+    cdmd=replace(_SMALL, guidance=1.0),
     local=Rollout(midway=0.7),
     contextual=Rollout(stream=240, context="memory"),
     streaming=Rollout(stream=240),

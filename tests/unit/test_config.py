@@ -62,7 +62,8 @@ def test_baselines_change_memory_alone(family):
     for row in rows:
         assert row.label != base.label
         assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory"}
-        assert (row.weights == base.weights) == (row.name != "self-forcing-pp")
+        own = "longlive" in row.name and family == "tiny"
+        assert (row.weights == base.weights) == (row.name != "self-forcing-pp" and not own)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
