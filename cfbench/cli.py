@@ -161,10 +161,22 @@ def score(
     out: Out = OUT_DEFAULT,
     suite: SuiteName = SUITE_DEFAULT,
     workers: Workers = 0,
+    via: Annotated[
+        str, typer.Option(help="native, or upstream: the vbench package, for --suite vbench")
+    ] = "native",
+    env: Annotated[Path, typer.Option(help="of vbench-env create")] = Path("out/vbench-env"),
+    device: Annotated[str, typer.Option(help="of the vbench package")] = "cpu",
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Scores the films that lack a score; start it again to go on."""
+    if via not in ("native", "upstream"):
+        raise CfError(f"--via {via}: expected native or upstream")
+    kind, _, folder = suite.partition(":")
+    if via == "upstream" and kind != "vbench":
+        raise CfError(f"--via upstream with --suite {suite}: expected vbench or vbench:FOLDER")
+    if via == "upstream":
+        suite = f"vbench-upstream:{folder}" if folder else "vbench-upstream"
     if dry_run:
         from cfbench import scorers
         from cfbench.score import missing
@@ -174,9 +186,12 @@ def score(
         films = missing(store.runs(), store.scores(), scorers.load(suite).dimensions)
         say({"missing": len(films), "suite": suite}, as_json)
         return
-    from cfbench.run import score_films
+    from cfbench.run import score_films, score_upstream
 
-    result, failed = score_films(out, suite, workers)
+    if via == "upstream":
+        result, failed = score_upstream(out, folder, env, device)
+    else:
+        result, failed = score_films(out, suite, workers)
     say(result, as_json)
     _finish(failed)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cfbench.figures import Figure
     from cfbench.generate import Outcome
     from cfbench.plan import Plan
+    from cfbench.score import Outcome as Scored
     from cfbench.types import Failure
 
 log = logging.getLogger(__name__)
@@ -165,12 +166,27 @@ def score_films(
         raise CfError(f"--workers {workers}: expected 0 (choose) or more")
     with Reporter() as reporter:
         outcome = measure(out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter)
-    result = {
+    return _told(outcome), outcome.failed
+
+
+def score_upstream(
+    out: Path, folder: str, env: Path, device: str
+) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
+    """As ``score_films``, by the ``vbench`` package."""
+    from cfbench.progress import Reporter
+    from cfbench.upstream import score as ask
+
+    with Reporter() as reporter:
+        outcome = ask(out, folder, env, device=device, reporter=reporter)
+    return _told(outcome), outcome.failed
+
+
+def _told(outcome: "Scored") -> dict[str, Any]:
+    return {
         "scored": outcome.scored,
         "present": outcome.present,
         "failed": [asdict(failure) for failure in outcome.failed],
     }
-    return result, outcome.failed
 
 
 def part_of(text: str) -> tuple[int, int]:

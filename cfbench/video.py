@@ -43,13 +43,19 @@ class Clip:
     """A film to look at, wherever its frames are: see ``stored`` and ``held``.
 
     ``blocks`` gives the frames in blocks (R, Y, X, 3), RGB, from the first one each time it is
-    called; a film that breaks off raises ``DecodeError`` there.
+    called; a film that breaks off raises ``DecodeError`` there. ``plain`` gives them with colours
+    as OpenCV and decord convert them, where that is another thing: see ``decode``.
     """
 
     sha256: str
     frames: int
     fps: int
     blocks: Callable[[], Iterator[Frames]]
+    plain: Callable[[], Iterator[Frames]] | None = None
+
+    def as_others(self) -> Iterator[Frames]:
+        """Frames as OpenCV and decord give them."""
+        return (self.plain or self.blocks)()
 
     @property
     def scored(self) -> int:
@@ -64,7 +70,10 @@ def stored(path: Path) -> Clip:
         DecodeError: the file is missing or is not a film.
     """
     info = probe(path)
-    return Clip(sha256=info.sha256, frames=info.frames, fps=info.fps, blocks=lambda: decode(path))
+    return Clip(
+        sha256=info.sha256, frames=info.frames, fps=info.fps,
+        blocks=lambda: decode(path), plain=lambda: decode(path, exact=False),
+    )  # fmt: skip
 
 
 def held(frames: Frames, fps: int) -> Clip:
@@ -145,8 +154,14 @@ def _encode(path: Path, frames: Iterable[Frames], fps: int) -> tuple[int, int, i
     return count, height, width
 
 
-def decode(path: Path, *, block: int = DECODE_BLOCK) -> Iterator[Frames]:
+def decode(path: Path, *, block: int = DECODE_BLOCK, exact: bool = True) -> Iterator[Frames]:
     """Frames of a film in blocks (at most ``block``, Y, X, 3), RGB.
+
+    Args:
+        path: the film.
+        block: frames at a time.
+        exact: convert colours without bias; else as FFmpeg does by itself, and with it OpenCV and
+            decord, bit for bit: up to 36 levels apart where colours change from pixel to pixel.
 
     Raises:
         DecodeError: the file is missing, is not a film, or breaks off.
@@ -156,7 +171,7 @@ def decode(path: Path, *, block: int = DECODE_BLOCK) -> Iterator[Frames]:
         with _open(path) as container:
             stack: list[Frames] = []
             for frame in container.decode(video=0):
-                stack.append(_to_rgb(av, frame))
+                stack.append(_to_rgb(av, frame) if exact else frame.to_ndarray(format="rgb24"))
                 if len(stack) == block:
                     yield np.stack(stack)
                     stack = []

@@ -14,6 +14,7 @@ SUITES = Table(
         "vbench": "cfbench.scorers.vbench:load_suite",
         "vbench-long": "cfbench.scorers.vbench:load_long",
         "vbench-long-index": "cfbench.scorers.vbench:load_long_index",
+        "vbench-upstream": "cfbench.scorers.vbench:load_upstream",
     },
     group="cfbench.scorers",
 )

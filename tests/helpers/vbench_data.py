@@ -49,6 +49,11 @@ def film(name: str) -> NDArray[np.uint8]:
     return np.stack(frames).clip(0, 255).round().astype(np.uint8)
 
 
+def long_film() -> NDArray[np.uint8]:
+    """80 frames: two clips of 2 s, and half a one."""
+    return np.concatenate([film("slow"), film("fast")] * 4)[:80]
+
+
 def drawn(name: str, shapes: Shapes) -> dict[str, Tensor]:
     """Weights that depend on the names alone: small where many inputs are summed."""
     generator = torch.Generator().manual_seed(seed_for("vbench-weights", name))

@@ -15,13 +15,31 @@ from typing import Any
 import av
 
 from cfbench import scorers
+from cfbench.scorers.vbench import protocol
 from cfbench.scorers.vbench.suite import NEEDS
 from cfbench.types import Prompt, Segment
-from cfbench.video import held
-from tests.helpers.vbench_data import COLUMNS, FILMS, FPS, ROWS, STYLES, TEXTS, film, write_weights
+from cfbench.video import Frames, held
+from tests.helpers.vbench_data import (
+    COLUMNS,
+    FILMS,
+    FPS,
+    ROWS,
+    STYLES,
+    TEXTS,
+    film,
+    long_film,
+    write_weights,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench.json"
+LONG_GOLDEN = GOLDEN.with_name("vbench-long.json")
 SCRIPT = Path(__file__).with_name("upstream_vbench.py")
+LONG_SCRIPT = Path(__file__).with_name("upstream_long.py")
+LONG_DIMENSIONS = (
+    "background_consistency", "temporal_flickering", "motion_smoothness", "aesthetic_quality",
+)  # fmt: skip
+LONG_SUITES = ("vbench-long", "vbench-long-index")
+TABLES = Path(protocol.__file__).parents[2] / "data" / protocol.LONG_TABLES
 PROMPT = Prompt(id="none", segments=(Segment(text="none", seconds=1),))
 
 
@@ -33,27 +51,39 @@ def asking(name: str) -> Prompt:
     return Prompt(id=name, segments=segments, vbench=asked)
 
 
-def ours(
-    weights: Path, names: tuple[str, ...] = FILMS, suite: str = "vbench"
-) -> dict[str, dict[str, float | None]]:
+def ours(weights: Path, names: tuple[str, ...] = FILMS) -> dict[str, dict[str, float | None]]:
     """Our scores by film and dimension."""
-    loaded = scorers.load(f"{suite}:{weights}")
+    suite = scorers.load(f"vbench:{weights}")
     return {
-        name: {s.dimension: s.value for s in loaded.score(held(film(name), FPS), asking(name))}
+        name: {s.dimension: s.value for s in suite.score(held(film(name), FPS), asking(name))}
         for name in names
     }
 
 
+def ours_long(weights: Path, name: str) -> dict[str, float | None]:
+    """Our scores of the long film, in the dimensions that VBench-Long was run in."""
+    suite = scorers.load(f"{name}:{weights}")
+    asked: dict[str, Any] = dict.fromkeys(LONG_DIMENSIONS)
+    prompt = Prompt(id="long", segments=PROMPT.segments, vbench=asked)
+    found = {s.dimension: s.value for s in suite.score(held(long_film(), FPS), prompt)}
+    return {dimension: found[dimension] for dimension in LONG_DIMENSIONS}
+
+
+def write_film(path: Path, frames: Frames) -> None:
+    """A film as a file that loses nothing."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = COLUMNS, ROWS, "rgb24"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def write_films(folder: Path) -> None:
-    """The films as files that lose nothing."""
+    """The films, and what they are said to show."""
     folder.mkdir()
     for name in FILMS:
-        with av.open(str(folder / f"{name}.mp4"), "w") as container:
-            stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0"})
-            stream.width, stream.height, stream.pix_fmt = COLUMNS, ROWS, "rgb24"
-            for image in film(name):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
+        write_film(folder / f"{name}.mp4", film(name))
     told = {"texts": TEXTS, "styles": STYLES}
     (folder / "texts.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -69,15 +99,25 @@ def main() -> None:
         weights = write_weights(work / "weights")
         write_films(work / "films")
         python = given.env.absolute() / "bin" / "python"
-        words = [python, SCRIPT, weights, work / "films", given.dino.absolute(), work / "out.json"]
-        subprocess.run(list(map(str, words)), check=True, stdout=sys.stderr)
-        theirs = json.loads((work / "out.json").read_text(encoding="utf-8"))
-        mine = ours(weights)
+        out = work / "out.json"
+
+        def theirs(*words: object) -> dict[str, Any]:
+            subprocess.run([str(python), *map(str, words), str(out)], check=True, stdout=sys.stderr)
+            return json.loads(out.read_text(encoding="utf-8"))
+
+        whole = theirs(SCRIPT, weights, work / "films", given.dino.absolute())
+        write_film(work / "long.mp4", long_film())
+        long = {
+            name: theirs(LONG_SCRIPT, name, weights, work / "long.mp4", TABLES)
+            for name in LONG_SUITES
+        }
+        mine = ours(weights) | {name: ours_long(weights, name) for name in LONG_SUITES}
     if given.store:
-        GOLDEN.write_text(json.dumps(theirs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for path, found in ((GOLDEN, whole), (LONG_GOLDEN, long)):
+            path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     apart = {
-        name: {key: abs(value - (mine[name][key] or 0)) for key, value in theirs[name].items()}
-        for name in theirs
+        name: {key: abs(value - (mine[name][key] or 0)) for key, value in rows.items()}
+        for name, rows in {**whole, **long}.items()
     }
     largest = max(value for row in apart.values() for value in row.values())
     sys.stdout.write(json.dumps({"films": apart, "largest": largest}, sort_keys=True) + "\n")

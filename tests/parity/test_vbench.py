@@ -30,9 +30,10 @@ from tests.helpers.vbench_data import (
     clip_shapes,
     drawn,
     film,
+    long_film,
     write_weights,
 )
-from tests.parity.compare_vbench import GOLDEN, PROMPT, ours
+from tests.parity.compare_vbench import GOLDEN, LONG_GOLDEN, PROMPT, ours, ours_long
 
 TOLERANCE = 1e-6
 SUITES = ("vbench", "vbench-long", "vbench-long-index")
@@ -203,11 +204,6 @@ def tables(tmp_path):
     return tmp_path
 
 
-def long_film() -> np.ndarray:
-    """80 frames: two clips of 2 s, and half a one."""
-    return np.concatenate([film("slow"), film("fast")] * 4)[:80]
-
-
 def test_clips_are_ranges_of_one_decode(tables):
     frames = long_film()
     found = {
@@ -248,6 +244,16 @@ def test_clips_that_are_encoded_again_are_a_copy_of_a_copy(tables):
     for name in ("temporal_flickering", "background_consistency"):
         assert found[name] != plain[name]
         assert found[name] == pytest.approx(plain[name], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vbench-long", "vbench-long-index"])
+def test_long_scores_equal_the_package(name, weights):
+    theirs = json.loads(LONG_GOLDEN.read_text(encoding="utf-8"))[name]
+    mine = ours_long(weights, name)
+    assert len(theirs) == 4
+    for dimension, value in theirs.items():
+        assert mine[dimension] == pytest.approx(value, abs=TOLERANCE), dimension
 
 
 def test_cutting_lets_go_of_what_is_past():

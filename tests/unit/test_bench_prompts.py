@@ -137,8 +137,11 @@ def test_the_standard_suite_is_read_without_importing_its_package(tmp_path, monk
     (tmp_path / "vbench" / "__init__.py").write_text("raise RuntimeError('imported')")
     rows = [
         {"prompt_en": "a cat", "dimension": ["subject_consistency"]},
-        {"prompt_en": "a dog", "dimension": ["scene", "overall_consistency"]},
-    ]
+        {
+            "prompt_en": "a dog", "dimension": ["scene", "overall_consistency"],
+            "auxiliary_info": {"scene": {"scene": {"scenery": "alley"}}},
+        },
+    ]  # fmt: skip
     file = tmp_path / "vbench" / "VBench_full_info.json"
     file.write_text(json.dumps(rows))
     monkeypatch.syspath_prepend(tmp_path)
@@ -146,6 +149,9 @@ def test_the_standard_suite_is_read_without_importing_its_package(tmp_path, monk
     assert [(p.id, p.segments[0].text) for p in found] == [
         ("vbench-0000", "a cat"), ("vbench-0001", "a dog")
     ]  # fmt: skip
+    asked = {"scene": {"scene": {"scenery": "alley"}}, "overall_consistency": None}
+    assert [p.vbench for p in found] == [{"subject_consistency": None}, asked]
+    assert prompts.parse(prompts.canonical(found[1]), "here") == found[1]
     assert [p.id for p in prompts.choose("vbench:scene")] == ["vbench-0001"]
     with pytest.raises(CfError, match="no dimension 'none'; it has overall_consistency, scene"):
         prompts.choose("vbench:none")
@@ -156,6 +162,13 @@ def test_the_standard_suite_is_read_without_importing_its_package(tmp_path, monk
     if importlib.util.find_spec("vbench") is None:
         with pytest.raises(CfError, match="is not installed"):
             prompts.choose("vbench")
+
+
+def test_prompts_that_vbench_does_not_score_keep_their_hashes():
+    prompt = prompts.load(SETS / "tiny-test.jsonl")[0]
+    assert b"vbench" not in prompts.canonical(prompt)
+    with pytest.raises(CfError, match="expected an object with VBench's dimensions"):
+        prompts.parse(b'{"id": "a", "text": "b", "vbench": {"beauty": null}}', "here")
 
 
 def test_sets_are_listed_with_their_hashes():

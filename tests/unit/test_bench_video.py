@@ -41,6 +41,22 @@ def test_film_comes_back_close_and_whole(tmp_path: Path):
     assert (info.sha256, info.frames, info.bytes) == (found.sha256, 57, found.bytes)
 
 
+def test_others_frames_are_those_of_opencv(tmp_path: Path):
+    import cv2
+
+    rng = np.random.default_rng(0)
+    frames = (picture(8).astype(int) + rng.integers(-40, 40, (8, 32, 48, 3))).clip(0, 255)
+    video.encode(tmp_path / "a.mp4", [frames.astype(np.uint8)], 16)
+    capture, theirs = cv2.VideoCapture(str(tmp_path / "a.mp4")), list[video.Frames]()
+    while (read := capture.read())[0]:
+        theirs.append(np.asarray(read[1], np.uint8)[..., ::-1])
+    clip = video.stored(tmp_path / "a.mp4")
+    assert np.array_equal(np.concatenate(list(clip.as_others())), np.stack(theirs))
+    assert not np.array_equal(np.concatenate(list(clip.blocks())), np.stack(theirs))
+    held = video.held(frames.astype(np.uint8), 16)
+    assert np.array_equal(np.concatenate(list(held.as_others())), frames)
+
+
 def test_bytes_depend_on_the_frames_alone(tmp_path: Path):
     frames = picture(30)
     first = video.encode(tmp_path / "a.mp4", blocks(frames, 7), 16)

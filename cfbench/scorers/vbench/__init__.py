@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cfbench.scorers.vbench.files import Folder
     from cfbench.scorers.vbench.suite import VBenchSuite
+    from cfbench.scorers.vbench.upstream import UpstreamSuite
 
 
 def load_suite(device: str, folder: str = "") -> "VBenchSuite":
@@ -30,16 +32,28 @@ def load_long_index(device: str, folder: str = "") -> "VBenchSuite":
     return _load("vbench-long-index", device, folder)
 
 
+def load_upstream(device: str, folder: str = "") -> "UpstreamSuite":
+    """What the package itself said of films; see ``cfbench.upstream``."""
+    from cfbench.scorers.vbench.upstream import UpstreamSuite
+
+    del device
+    return UpstreamSuite(_weights("vbench-upstream", folder))
+
+
 def _load(name: str, device: str, folder: str) -> "VBenchSuite":
     import torch
 
-    from cfbench.errors import CfError
     from cfbench.scorers.vbench import protocol
-    from cfbench.scorers.vbench.files import DEFAULT, Folder
     from cfbench.scorers.vbench.suite import VBenchSuite
 
-    root = Path(folder) if folder else Path.home() / DEFAULT
-    if folder and not root.is_dir():
-        raise CfError(f"--suite {name}:{folder}: no such folder of weights")
     rules = {rule.name: rule for rule in (protocol.WHOLE, protocol.LONG, protocol.INDEX)}
-    return VBenchSuite(Folder(root), torch.device(device), rules[name])
+    return VBenchSuite(_weights(name, folder), torch.device(device), rules[name])
+
+
+def _weights(name: str, folder: str) -> "Folder":
+    from cfbench.errors import CfError
+    from cfbench.scorers.vbench.files import DEFAULT, Folder
+
+    if folder and not Path(folder).is_dir():
+        raise CfError(f"--suite {name}:{folder}: no such folder of weights")
+    return Folder(Path(folder) if folder else Path.home() / DEFAULT)

@@ -314,7 +314,7 @@ class VBenchSuite:
         nets, found = self._nets(asked), list[dict[str, float | None]]()
         if self.rule.encodes:
             openings = list[Any]()
-            for frames in again.cut(clip.blocks(), parts):
+            for frames in again.cut(clip.as_others(), parts):
                 shown = again.encoded_again(frames, int(clip.fps))
                 openings.append(shown[0])
                 whole = (range(len(shown)),)
@@ -322,7 +322,7 @@ class VBenchSuite:
                 found.append(self._measured(film, whole[0], asked, prompt))
             between = self._between(self._openings(openings, int(clip.fps), asked))
         else:
-            film = watch.watch(clip.blocks(), clip.fps, parts, nets, self.device)
+            film = watch.watch(clip.as_others(), clip.fps, parts, nets, self.device)
             found = [self._measured(film, part, asked, prompt) for part in parts]
             between = self._between(film, [part.start for part in parts])
         values = {name: _mean([row[name] for row in found]) for name in asked}

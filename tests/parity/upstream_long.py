@@ -1,0 +1,105 @@
+"""VBench-Long's own scores; runs in the environment of ``cfbench vbench-env create``, with ``av``.
+
+``python upstream_long.py PROTOCOL WEIGHTS FILM TABLES OUT``: a folder of weights laid out as the
+package's cache, a film, VBench-Long's tables, and the JSON file to write. Under ``vbench-long``
+clips are written as torchvision once wrote them, under ``vbench-long-index`` without loss.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from upstream_vbench import archive_clip
+
+DIMENSIONS = (
+    "background_consistency", "temporal_flickering", "motion_smoothness", "aesthetic_quality",
+)  # fmt: skip
+WRITERS = {
+    # x264's code for AVX-512 gives the first film of a process other bytes from run to run.
+    "vbench-long": ("libx264", "yuv420p", {"x264-params": "asm=avx2"}),
+    "vbench-long-index": ("libx264rgb", "rgb24", {"qp": "0"}),
+}
+
+
+def stand_in(protocol: str) -> None:
+    """Modules that VBench-Long imports and does not need here; a writer of films."""
+    codec, pixels, options = WRITERS[protocol]
+
+    def write_video(path: str, frames: Any, fps: int) -> None:
+        images = torch.as_tensor(frames, dtype=torch.uint8).numpy()
+        with av.open(path, "w") as container:
+            stream: Any = container.add_stream(codec, rate=fps, options=options)
+            stream.height, stream.width = images.shape[1:3]
+            stream.pix_fmt = pixels
+            for image in images:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+
+    io: Any = importlib.import_module("torchvision.io")
+    io.write_video = write_video
+    for name, parts in {
+        "dreamsim": ("dreamsim",), "moviepy": (), "moviepy.editor": ("VideoFileClip",),
+        "scenedetect": ("open_video", "SceneManager", "split_video_ffmpeg"),
+        "scenedetect.detectors": ("ContentDetector",),
+        "scenedetect.video_splitter": ("split_video_ffmpeg",),
+    }.items():  # fmt: skip
+        module = types.ModuleType(name)
+        for part in parts:
+            setattr(module, part, None)
+        sys.modules[name] = module
+
+
+def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
+    """Values of a film by dimension."""
+    long: Any = importlib.import_module("vbench2_beta_long")
+    tree = json.loads(tables.read_text(encoding="utf-8"))["tables"]
+    files: dict[str, Path] = {}
+    for name, rows in tree.items():
+        lines = (f"{a}: {b}" for a, b in zip(rows["score"], rows["becomes"], strict=True))
+        files[name] = work / f"{name}.yaml"
+        files[name].write_text("\n".join(lines), encoding="utf-8")
+    (work / "info.json").write_text("[]", encoding="utf-8")
+    (work / "lengths.yaml").write_text("none: 2.0", encoding="utf-8")
+    halves = "".join(f"w_inclip_{k}: 0.5\nw_clip2clip_{k}: 0.5\n" for k in ("sb", "bg"))
+    (work / "halves.yaml").write_text(halves, encoding="utf-8")
+    found: dict[str, float] = {}
+    for name in DIMENSIONS:
+        folder = work / name
+        folder.mkdir()
+        shutil.copy(film, folder / "film-0.mp4")
+        bench = long.VBenchLong(torch.device("cpu"), str(work / "info.json"), str(work))
+        bench.evaluate(
+            str(folder), name, dimension_list=[name], local=True, mode="long_custom_input",
+            use_semantic_splitting=False, static_filter_flag=False, dev_flag=True,
+            clip_length_config=str(work / "lengths.yaml"), w_inclip=1.0, w_clip2clip=0.0,
+            slow_fast_eval_config=str(work / "halves.yaml"), bg_clip2clip_feat_extractor="clip",
+            bg_mapping_file_path=str(files["background_consistency"]),
+            sb_mapping_file_path=str(files["subject_consistency"]),
+        )  # fmt: skip
+        told = json.loads((work / f"{name}_eval_results.json").read_text(encoding="utf-8"))
+        found[name] = float(told[name][0])
+    return found
+
+
+def main() -> None:
+    protocol, weights, film, tables, out = sys.argv[1], *map(Path, sys.argv[2:])
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        cache = Path(shutil.copytree(weights, work / "cache"))
+        os.environ |= {"VBENCH_CACHE_DIR": str(cache), "TORCH_HOME": str(work / "torch")}
+        archive_clip(cache)
+        stand_in(protocol)
+        found = scores(film, tables, work)
+    out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
