@@ -66,7 +66,7 @@ def score_film(film: Film, suite: Suite, store: Store) -> str:
     try:
         if not path.exists():
             raise video.DecodeError("is not in the store")
-        prompt = prompts.parse(prompt_path.read_bytes(), prompt_path.name)
+        prompt = prompt_in(prompt_path)
         found = scores_of(replace(video.stored(path), sha256=film.sha), prompt, suite)
     except video.DecodeError as error:
         reason = f"the film {error}"
@@ -75,6 +75,20 @@ def score_film(film: Film, suite: Suite, store: Store) -> str:
         return reason
     store.append("scores", *(score for score in found if score.dimension in film.dimensions))
     return ""
+
+
+def prompt_in(path: Path) -> Prompt:
+    """The prompt in a file; one that cannot be read costs its films their scores, not the run.
+
+    Raises:
+        DecodeError: no such file, or no prompt in it.
+    """
+    try:
+        return prompts.parse(path.read_bytes(), path.name)
+    except FileNotFoundError as error:
+        raise video.DecodeError("has a prompt that is not in the store") from error
+    except (CfError, UnicodeDecodeError) as error:
+        raise video.DecodeError(f"has a prompt that cannot be read ({error})") from error
 
 
 def scores_of(clip: video.Clip, prompt: Prompt, suite: Suite) -> list[Score]:

@@ -10,14 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cfbench import prompts, scorers
+from cfbench import scorers
 from cfbench.errors import CfError
 from cfbench.progress import Reporter
-from cfbench.score import UNREADABLE, Film, Outcome, missing
+from cfbench.score import UNREADABLE, Film, Outcome, missing, prompt_in
 from cfbench.scorers.vbench.suite import CUSTOM, NOT_ASKED, PROMPT_FREE, action_of
 from cfbench.scorers.vbench.upstream import TOOL, UpstreamSuite
 from cfbench.store import LocalStore, open_store
 from cfbench.types import DimensionSpec, Failure, Prompt, RunRecord, Score
+from cfbench.video import DecodeError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ SUITE = "vbench-upstream"
 DROPPED = "the package gave no score for this film"
 DINO_CHECKOUT = Path("dino_model") / "facebookresearch_dino_main"
 LAST_LINES = 3
+NOBODYS = Prompt(id="none", segments=())
+"""In place of a prompt that cannot be read."""
 
 
 def score(root: Path, folder: str, env: Path, *, device: str, reporter: Reporter) -> Outcome:
@@ -81,26 +84,31 @@ def _dimension(
     suite: UpstreamSuite, device: str,
 ) -> list[Score]:  # fmt: skip
     """One score a film."""
-    known = {sha: _prompt(store, sha) for sha in {film.prompt_sha for film in films}}
-    asked = [film for film in films if _wants(known[film.prompt_sha], spec.name)]
+    known, bad = dict[str, Prompt](), dict[str, dict[str, Any]]()
+    for film in films:
+        try:
+            known[film.sha] = prompt_in(store.path(film.prompt_sha, "json"))
+        except DecodeError as error:
+            known[film.sha] = NOBODYS
+            bad[film.sha] = {"reason": f"the film {error}"}
+    asked = [f for f in films if f.sha not in bad and _wants(known[f.sha], spec.name)]
     told: Mapping[str, dict[str, Any]] = {}
     if asked:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            paths = {
-                film.sha: _named(film, known[film.prompt_sha], spec, store, work) for film in asked
-            }
+            paths = {film.sha: _named(film, known[film.sha], spec, store, work) for film in asked}
             rows = [
                 {
                     "path": str(paths[film.sha]),
-                    "prompt": known[film.prompt_sha].text,
-                    "aux": (known[film.prompt_sha].vbench or {}).get(spec.name),
+                    "prompt": known[film.sha].text,
+                    "aux": (known[film.sha].vbench or {}).get(spec.name),
                 }
                 for film in asked
             ]
             answer = _run(python, spec.name, rows, suite.folder.root, device, work)
             told = {sha: answer.get(str(path), {"reason": DROPPED}) for sha, path in paths.items()}
-    return [_score(spec, film, known[film.prompt_sha], told.get(film.sha)) for film in films]
+    told = {**told, **bad}
+    return [_score(spec, film, known[film.sha], told.get(film.sha)) for film in films]
 
 
 def _score(
@@ -121,11 +129,6 @@ def _score(
         reason=reason,
         details=details,
     )
-
-
-def _prompt(store: LocalStore, sha: str) -> Prompt:
-    path = store.path(sha, "json")
-    return prompts.parse(path.read_bytes(), path.name)
 
 
 def _wants(prompt: Prompt, name: str) -> bool:

@@ -171,7 +171,7 @@ def decode(path: Path, *, block: int = DECODE_BLOCK, exact: bool = True) -> Iter
         with _open(path) as container:
             stack: list[Frames] = []
             for frame in container.decode(video=0):
-                stack.append(_to_rgb(av, frame) if exact else frame.to_ndarray(format="rgb24"))
+                stack.append(_to_rgb(av, frame) if exact else _as_others(frame))
                 if len(stack) == block:
                     yield np.stack(stack)
                     stack = []
@@ -282,6 +282,10 @@ def _to_yuv(av: Any, image: Frames) -> "VideoFrame":
 def _to_rgb(av: Any, frame: "VideoFrame") -> Frames:
     rgb = frame.reformat(format="rgb24", interpolation=_scaling(av), threads=1)
     return np.asarray(rgb.to_ndarray(), np.uint8)
+
+
+def _as_others(frame: "VideoFrame") -> Frames:
+    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
 def _scaling(av: Any) -> Any:

@@ -20,7 +20,7 @@ from cfbench.scorers.vbench.files import FILES, PINNED, Folder
 from cfbench.scorers.vbench.nets import vit
 from cfbench.scorers.vbench.protocol import clips, fused
 from cfbench.scorers.vbench.suite import ELSEWHERE, NEEDS, NOT_ASKED, VBenchSuite, measured
-from cfbench.scorers.vbench.watch import Nets, watch
+from cfbench.scorers.vbench.watch import SMALLEST_SIDE, Nets, watch
 from cfbench.types import Prompt
 from cfbench.video import Clip, held
 from tests.helpers.vbench_data import (
@@ -33,7 +33,7 @@ from tests.helpers.vbench_data import (
     long_film,
     write_weights,
 )
-from tests.parity.compare_vbench import GOLDEN, LONG_GOLDEN, PROMPT, ours, ours_long
+from tests.parity.compare_vbench import GOLDEN, LONG_GOLDEN, PROMPT, asking, ours, ours_long
 
 TOLERANCE = 1e-6
 SUITES = ("vbench", "vbench-long", "vbench-long-index")
@@ -84,7 +84,9 @@ def test_without_weights_a_dimension_is_null_and_says_why(tmp_path):
     )
     assert found["subject_consistency"].version == "2.none"
     short = suite.score(held(film("slow")[:1], FPS), PROMPT)
-    assert {s.dimension: s.reason for s in short}["temporal_flickering"].endswith("too short")
+    assert {s.dimension: s.reason for s in short}["temporal_flickering"].startswith(
+        "does not apply: too few frames"
+    )
     with pytest.raises(CfError, match="no such folder of weights"):
         scorers.load("vbench:/none/at/all")
 
@@ -163,7 +165,7 @@ def test_which_frames_are_compared():
             seen.append((int(a.mean() * 255 + 0.5), int(b.mean() * 255 + 0.5)))
             return a
 
-    frames = np.stack([np.full((16, 16, 3), k, np.uint8) for k in range(8)])
+    frames = np.stack([np.full((64, 64, 3), k, np.uint8) for k in range(8)])
     shown = watch(iter([frames]), FPS, [range(8)], Nets(amt=Spy("amt")), CPU)
     # The last odd frame has no even one behind it.
     assert seen == [(0, 2), (2, 4), (4, 6)]
@@ -192,6 +194,20 @@ def test_padding_is_split_with_the_smaller_half_in_front():
     assert torch.equal(wide[..., 15, 3:13], x[..., 12, :])
     assert torch.equal(prep.unpadded(wide, 13, 10), x)
     assert torch.equal(prep.padded(x[..., :8, :8], 8), x[..., :8, :8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 33, 47), (3, 8, 300), (3, 64, 64), (4, 65, 71)])
+def test_odd_films_have_scores_or_reasons(shape, weights):
+    frames = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+    found = scorers.load(f"vbench:{weights}").score(held(frames, FPS), asking("slow"))
+    for score in found:
+        assert (score.value is None) == bool(score.reason)
+        assert score.value is None or np.isfinite(score.value)
+    values = {s.dimension: s.value for s in found}
+    assert values["imaging_quality"] is not None
+    large = min(shape[1:]) >= SMALLEST_SIDE and shape[0] > 2
+    assert (values["motion_smoothness"] is not None) == large
 
 
 @pytest.fixture

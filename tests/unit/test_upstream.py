@@ -71,16 +71,18 @@ def fill(root: Path) -> None:
     frames = np.zeros((4, 32, 48, 3), np.uint8)
     asked = {"human_action": None, "appearance_style": {"appearance_style": "oil"}, "color": {}}
     told = (
-        ("plain", "a film", None), ("bad", "breaks", None),
+        ("plain", "a film", None), ("lost", "gone", None), ("bad", "breaks", None),
         ("action", "A person is riding a bike", asked), ("car", "a red car", asked),
     )  # fmt: skip
     for number, (name, text, vbench) in enumerate(told):
         prompt = Prompt(id=name, segments=(Segment(text=text, seconds=1.0),), vbench=vbench)
         with LocalStore(root) as store:
             path = store.scratch("mp4")
-            clip = video.encode(path, [frames + number], 16)
+            clip = video.encode(path, [frames + 40 * number], 16)
             store.put(path, clip.sha256, "mp4")
             sha = store.put_bytes(prompts.canonical(prompt), "json")
+            if name == "lost":
+                store.path(sha, "json").unlink()
             run = run_record(name, prompt_id=name, prompt_sha=sha, clip=clip)
             store.append("runs", run)
 
@@ -98,7 +100,7 @@ def test_the_package_is_asked_film_by_film_what_belongs_to_it(env):
     store = open_store(root)
     of = {run.clip.sha256: run.prompt_id for run in store.runs()}
     found = {(of[s.clip_sha], s.dimension): s for s in store.scores()}
-    assert len(found) == 4 * 16
+    assert len(found) == 5 * 16
     assert found["plain", "imaging_quality"].value == 0.5
     assert found["plain", "dynamic_degree"].value == 1.0
     assert found["plain", "temporal_flickering"].details == {"protocol": "custom", "tool": TOOL}
@@ -117,7 +119,9 @@ def test_the_package_is_asked_film_by_film_what_belongs_to_it(env):
     dead = found["plain", "aesthetic_quality"]
     assert dead.reason.startswith("the vbench package failed: ")
     assert dead.reason.endswith("OSError: no weights to be had")
-    assert {f.id for f in outcome.failed} == {s.clip_sha for s in (bad, gone)}
+    lost = found["lost", "imaging_quality"]
+    assert lost.reason == "the film has a prompt that is not in the store"
+    assert {f.id for f in outcome.failed} == {s.clip_sha for s in (bad, gone, lost)}
     assert {s.version for s in found.values()} != {s.version for s in load("vbench").dimensions}
     # What has all of its scores is not asked again.
     assert (outcome.present, run().present) == (0, 2)

@@ -54,7 +54,7 @@ def style_input(images_BYX3: NDArray[np.uint8]) -> Tensor:
 
     Appearance style alone resizes pictures of PIL, which always antialiases.
     """
-    rows, columns = shorter_side(*images_BYX3.shape[1:3], CLIP_SIDE)
+    rows, columns = shorter_side(images_BYX3.shape[1], images_BYX3.shape[2], CLIP_SIDE)
     small = [
         np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
         for image in images_BYX3
@@ -65,7 +65,7 @@ def style_input(images_BYX3: NDArray[np.uint8]) -> Tensor:
 
 def umt_input(image_YX3: NDArray[np.uint8]) -> Tensor:
     """Shorter side 256, OpenCV's bilinear; middle square of 224; normalised: (3, 224, 224)."""
-    rows, columns = shorter_side(*image_YX3.shape[:2], UMT_SIDE)
+    rows, columns = shorter_side(image_YX3.shape[0], image_YX3.shape[1], UMT_SIDE)
     small: NDArray[Any] = image_YX3
     if (rows, columns) != image_YX3.shape[:2]:
         small = cv2.resize(image_YX3, (columns, rows), interpolation=cv2.INTER_LINEAR)

@@ -30,7 +30,7 @@ from cfbench.video import Clip
 
 RULES_VERSION = "2"
 CUSTOM = "custom"
-SHORT = "does not apply: film too short"
+SHORT = f"does not apply: too few frames, or frames below {watch.SMALLEST_SIDE} pixels"
 NOT_ASKED = "does not apply: not one of the prompt's dimensions in VBench's suite"
 ELSEWHERE = "computed by the vbench package alone; run cfbench score --via upstream"
 NEEDS: Mapping[str, tuple[str, ...]] = {

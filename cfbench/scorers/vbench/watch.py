@@ -28,6 +28,8 @@ AT_ONCE = 16
 AMT_MULTIPLE = 16
 AESTHETIC_SCALE, IMAGING_SCALE = 10.0, 100.0
 VICLIP_FRAMES, UMT_FRAMES = 8, 16
+SMALLEST_SIDE = 64
+"""Pixels: of smaller frames the coarsest level of RAFT's and AMT's correlations is empty."""
 
 
 class Nets(NamedTuple):
@@ -153,10 +155,11 @@ class _Watcher:
         late.append(image)
         if now:
             film.flicker[now] = float(np.mean(cv2.absdiff(late[-2], image)))
-        if self._nets.raft is not None and (first := now - film.step) in self._first:
-            film.strong[first] = self._strong(late[-1 - film.step], image)
-        if self._nets.amt is not None and now - 1 in self._middle:
-            film.smooth[now - 1] = self._unsmooth(late[-3], late[-2], image)
+        if min(image.shape[:2]) >= SMALLEST_SIDE:
+            if self._nets.raft is not None and (first := now - film.step) in self._first:
+                film.strong[first] = self._strong(late[-1 - film.step], image)
+            if self._nets.amt is not None and now - 1 in self._middle:
+                film.smooth[now - 1] = self._unsmooth(late[-3], late[-2], image)
         if self._nets.dinov2 is not None and now in self._openings:
             seen = self._nets.dinov2(prep.dinov2_input(self._pixels(image[None])))
             film.opening[now] = _array(seen)[0]
