@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import tempfile
@@ -23,7 +24,8 @@ from cfbench.video import DecodeError
 log = logging.getLogger(__name__)
 
 SUITE = "vbench-upstream"
-DROPPED = "the package gave no score for this film"
+GAVE = "the package gave "
+DROPPED = f"{GAVE}no score for this film"
 DINO_CHECKOUT = Path("dino_model") / "facebookresearch_dino_main"
 LAST_LINES = 3
 NOBODYS = Prompt(id="none", segments=())
@@ -106,9 +108,18 @@ def _dimension(
                 for film in asked
             ]
             answer = _run(python, spec.name, rows, suite.folder.root, device, work)
-            told = {sha: answer.get(str(path), {"reason": DROPPED}) for sha, path in paths.items()}
+            told = {sha: _number(answer.get(str(path))) for sha, path in paths.items()}
     told = {**told, **bad}
     return [_score(spec, film, known[film.sha], told.get(film.sha)) for film in films]
+
+
+def _number(told: dict[str, Any] | None) -> dict[str, Any]:
+    """A finite value or a reason."""
+    if told is None:
+        return {"reason": DROPPED}
+    if "value" in told and not math.isfinite(told["value"]):
+        return {"reason": f"{GAVE}{told['value']}"}
+    return told
 
 
 def _score(
@@ -118,7 +129,7 @@ def _score(
         "protocol": CUSTOM if prompt.vbench is None else "vbench", "tool": TOOL,
     }  # fmt: skip
     reason = NOT_ASKED if told is None else str(told.get("reason", ""))
-    if told is not None and "value" not in told and reason != DROPPED:
+    if told is not None and "value" not in told and not reason.startswith(GAVE):
         details[UNREADABLE] = True
     return Score(
         clip_sha=film.sha,

@@ -41,7 +41,8 @@ def compute_{name}(path, device, parts):
     return 0.0, found
 """
 VALUES = {
-    "imaging_quality": "50.0", "dynamic_degree": "True", "temporal_flickering": "0.9",
+    "imaging_quality": "50.0", "dynamic_degree": "True",
+    "temporal_flickering": "float('0.9' if row['prompt_en'] == 'a film' else 'nan')",
     "human_action": "float(os.path.basename(film) == 'person is riding a bike-0.mp4')",
     "appearance_style": "float(row['auxiliary_info']['{name}']['{name}'] == 'oil')",
     "color": "0.5",
@@ -104,6 +105,8 @@ def test_the_package_is_asked_film_by_film_what_belongs_to_it(env):
     assert found["plain", "imaging_quality"].value == 0.5
     assert found["plain", "dynamic_degree"].value == 1.0
     assert found["plain", "temporal_flickering"].details == {"protocol": "custom", "tool": TOOL}
+    assert found["bad", "temporal_flickering"].value is None
+    assert found["bad", "temporal_flickering"].reason == "the package gave nan"
     assert found["plain", "human_action"].reason == NOT_ASKED
     assert found["action", "human_action"].value == 1.0
     assert found["car", "human_action"].value == 0.0
