@@ -15,7 +15,7 @@ from torch import Tensor
 from cfmodel.config import Attention, Experiment, Geometry, Switch
 from cfmodel.io.checkpoints import student
 from cfmodel.io.codec import Codec, random_codec, tae_codec
-from cfmodel.io.text import BytePooler, BytesText, TextEncoder
+from cfmodel.io.text import HEADS, BytePooler, BytesText, TextEncoder
 from cfmodel.io.wan_parts import BASE, umt5, wan_vae
 from cfmodel.io.weights import bundled, is_known, load_into, load_weights, randomize, resolve
 from cfmodel.memory.slots import SlotMemory
@@ -29,7 +29,6 @@ from cfmodel.scenes import switched
 
 logger = logging.getLogger(__name__)
 
-HEADS = "heads."
 """Prefix of the text encoder's training heads, which films do not need."""
 
 

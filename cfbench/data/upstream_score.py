@@ -11,6 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+BROKEN = (
+    RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ImportError, ArithmeticError, EOFError,
+)  # fmt: skip
+"""What the package raises on films and weights that it cannot read and modules that it lacks."""
 PERCENT = ("imaging_quality",)
 """Told per film as 0 to 100, in total as 0 to 1."""
 
@@ -46,13 +51,13 @@ def main() -> None:
     parts = utils.init_submodules([name], local=asked["local"], read_frame=False)[name]
     try:
         told = rows(films, asked, parts)
-    except Exception:
+    except BROKEN:
         # One film can take the whole dimension with it; so each is tried by itself.
         told = dict[str, Any]()
         for film in films:
             try:
                 told |= rows([film], asked, parts)
-            except Exception as error:
+            except BROKEN as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 told[film["path"]] = {"reason": reason[:200]}
     Path(sys.argv[2]).write_text(json.dumps(told), encoding="utf-8")

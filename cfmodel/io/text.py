@@ -20,6 +20,8 @@ from cfmodel.io.weights import load_weights, save_weights
 logger = logging.getLogger(__name__)
 
 PAD, EOS, FIRST_BYTE = 0, 1, 3
+HEADS = "heads."
+"""Names of the weights of training's heads begin so; older files have them."""
 BYTE_VOCABULARY = 384
 """ByT5's: three special ids, 256 bytes, and sentinels that are never used here."""
 QUERY_STD = 0.5

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from cfmodel.config import Experiment
 from cfmodel.io.codec import WanCodec
-from cfmodel.io.text import BytePooler, Umt5Text, byte_ids
+from cfmodel.io.text import HEADS, BytePooler, Umt5Text, byte_ids
 from cfmodel.io.weights import Weights, load_into
 from cfmodel.nn.tae import TinyAutoencoder
 
 CLIPS_AT_ONCE = 32
 TEXTS_AT_ONCE = 256
-HEADS = "heads."
 
 
 class Frozen(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cfmodel.config import Experiment, seed_for
-from cfmodel.io.text import BytePooler, byte_ids
+from cfmodel.io.text import HEADS, BytePooler, byte_ids
 from cfmodel.tinyworld.caption import Mentions, caption, parse, sample_mentions
 from cfmodel.tinyworld.scene import (
     COLORS,
@@ -202,11 +202,10 @@ class TextStage:
         return {"binding": bound.float().mean().item(), "captions": float(self.captions), **each}
 
     def save(self, out: Path, record: dict[str, Any]) -> list[Path]:
-        """Writes the averaged encoder; the heads go along as the proof of what it knows."""
+        """Writes the averaged encoder, without the heads; the record tells what these read."""
         path = out / "text.safetensors"
-        write_weights(
-            path, self.trainable.export(), config=self.experiment.to_json(), record=record
-        )
+        kept = {k: v for k, v in self.trainable.export().items() if not k.startswith(HEADS)}
+        write_weights(path, kept, config=self.experiment.to_json(), record=record)
         return [path]
 
     def trainables(self) -> dict[str, Trainable]:

@@ -21,6 +21,7 @@ HEAVY = ("torch", "transformers", "diffusers", "pandas", "pyarrow", "matplotlib"
 IMPORT_NAMES = {
     "opencv-python-headless": "cv2",
     "flash-attn-4": "flash_attn",
+    "pillow": "PIL",
 }
 
 
