@@ -250,18 +250,26 @@ def _from_json(text: str, where: str, max_chars: int) -> Prompt:
     scene = tree.get("scene")
     if scene is not None and not isinstance(scene, dict):
         raise CfError(f"{where}: scene is not an object; leave it out or give the scene's JSON")
-    asked = tree.get("vbench")
-    if asked is not None and not (isinstance(asked, dict) and set(asked) <= set(DIMENSIONS)):
-        raise CfError(f"{where}: vbench is {asked!r}; expected an object with VBench's dimensions")
     return Prompt(
         id=name,
         segments=tuple(_segment(part, where, max_chars) for part in cast(list[Any], raw)),
         stratum=stratum,
         scene=cast(dict[str, Any] | None, scene),
-        vbench=cast(dict[str, Any] | None, asked),
+        vbench=_asked(tree.get("vbench"), where),
         source=_word(tree, "source", where),
         licence=_word(tree, "licence", where),
     )
+
+
+def _asked(asked: Any, where: str) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    if not (isinstance(asked, dict) and set(asked) <= set(DIMENSIONS)):
+        raise CfError(f"{where}: vbench is {asked!r}; expected an object with VBench's dimensions")
+    style = asked.get("appearance_style", {"appearance_style": ""})
+    if not (isinstance(style, dict) and isinstance(style.get("appearance_style"), str)):
+        raise CfError(f"{where}: vbench.appearance_style is {style!r}; it names no style")
+    return cast(dict[str, Any], asked)
 
 
 def _segment(part: Any, where: str, max_chars: int) -> Segment:

@@ -28,8 +28,6 @@ GAVE = "the package gave "
 DROPPED = f"{GAVE}no score for this film"
 DINO_CHECKOUT = Path("dino_model") / "facebookresearch_dino_main"
 LAST_LINES = 3
-NOBODYS = Prompt(id="none", segments=())
-"""In place of a prompt that cannot be read."""
 
 
 def score(root: Path, folder: str, env: Path, *, device: str, reporter: Reporter) -> Outcome:
@@ -60,57 +58,61 @@ def score(root: Path, folder: str, env: Path, *, device: str, reporter: Reporter
     specs = {spec.name: spec for spec in suite.dimensions}
     films = missing(runs, store.scores(), suite.dimensions)
     lacking = {name: [film for film in films if name in film.dimensions] for name in specs}
+    told = {film.sha: _prompt(store, film) for film in films}
     reporter.phase(f"scores ({TOOL})", sum(map(len, lacking.values())))
     failed, done = list[Failure](), 0
     with store:
         store.check_writable()
         for name, of_dimension in lacking.items():
             if of_dimension:
-                found = _dimension(specs[name], of_dimension, store, python, suite, device)
+                found = _dimension(specs[name], of_dimension, told, store, python, suite, device)
                 store.append("scores", *found)
-                failed += [
-                    _failure(s, by_sha[s.clip_sha]) for s in found if UNREADABLE in s.details
-                ]
+                bad = [s for s in found if UNREADABLE in s.details]
+                news = [_failure(score, by_sha[score.clip_sha]) for score in bad]
+                store.append("failures", *news)
+                failed += news
                 done += len(of_dimension)
                 reporter.update(done)
-        if failed:
-            store.append("failures", *failed)
     broken = {failure.id for failure in failed}
     return Outcome(
         scored=len(films) - len(broken), present=len(by_sha) - len(films), failed=tuple(failed)
     )
 
 
+def _prompt(store: LocalStore, film: Film) -> Prompt | str:
+    """A film's prompt, or why it cannot be read."""
+    try:
+        return prompt_in(store.path(film.prompt_sha, "json"))
+    except DecodeError as error:
+        return f"the film {error}"
+
+
 def _dimension(
-    spec: DimensionSpec, films: Sequence[Film], store: LocalStore, python: Path,
-    suite: UpstreamSuite, device: str,
+    spec: DimensionSpec, films: Sequence[Film], prompts: Mapping[str, Prompt | str],
+    store: LocalStore, python: Path, suite: UpstreamSuite, device: str,
 ) -> list[Score]:  # fmt: skip
     """One score a film."""
-    known, bad = dict[str, Prompt](), dict[str, dict[str, Any]]()
-    for film in films:
-        try:
-            known[film.sha] = prompt_in(store.path(film.prompt_sha, "json"))
-        except DecodeError as error:
-            known[film.sha] = NOBODYS
-            bad[film.sha] = {"reason": f"the film {error}"}
-    asked = [f for f in films if f.sha not in bad and _wants(known[f.sha], spec.name)]
-    told: Mapping[str, dict[str, Any]] = {}
+    asked = {
+        film.sha: prompt
+        for film in films
+        if isinstance(prompt := prompts[film.sha], Prompt) and _wants(prompt, spec.name)
+    }
+    told = {f.sha: {"reason": p} for f in films if isinstance(p := prompts[f.sha], str)}
     if asked:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            paths = {film.sha: _named(film, known[film.sha], spec, store, work) for film in asked}
+            paths = {sha: _named(sha, prompt, spec, store, work) for sha, prompt in asked.items()}
             rows = [
                 {
-                    "path": str(paths[film.sha]),
-                    "prompt": known[film.sha].text,
-                    "aux": (known[film.sha].vbench or {}).get(spec.name),
+                    "path": str(paths[sha]),
+                    "prompt": prompt.text,
+                    "aux": (prompt.vbench or {}).get(spec.name),
                 }
-                for film in asked
+                for sha, prompt in asked.items()
             ]
             answer = _run(python, spec.name, rows, suite.folder.root, device, work)
-            told = {sha: _number(answer.get(str(path))) for sha, path in paths.items()}
-    told = {**told, **bad}
-    return [_score(spec, film, known[film.sha], told.get(film.sha)) for film in films]
+            told |= {sha: _number(answer.get(str(path))) for sha, path in paths.items()}
+    return [_score(spec, film, prompts[film.sha], told.get(film.sha)) for film in films]
 
 
 def _number(told: dict[str, Any] | None) -> dict[str, Any]:
@@ -123,11 +125,11 @@ def _number(told: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _score(
-    spec: DimensionSpec, film: Film, prompt: Prompt, told: Mapping[str, Any] | None
+    spec: DimensionSpec, film: Film, prompt: Prompt | str, told: Mapping[str, Any] | None
 ) -> Score:
-    details: dict[str, Any] = {
-        "protocol": CUSTOM if prompt.vbench is None else "vbench", "tool": TOOL,
-    }  # fmt: skip
+    details: dict[str, Any] = {"tool": TOOL}
+    if isinstance(prompt, Prompt):
+        details["protocol"] = CUSTOM if prompt.vbench is None else "vbench"
     reason = NOT_ASKED if told is None else str(told.get("reason", ""))
     if told is not None and "value" not in told and not reason.startswith(GAVE):
         details[UNREADABLE] = True
@@ -146,13 +148,13 @@ def _wants(prompt: Prompt, name: str) -> bool:
     return name in (PROMPT_FREE if prompt.vbench is None else prompt.vbench)
 
 
-def _named(film: Film, prompt: Prompt, spec: DimensionSpec, store: LocalStore, work: Path) -> Path:
+def _named(sha: str, prompt: Prompt, spec: DimensionSpec, store: LocalStore, work: Path) -> Path:
     """A link to a film; the package reads an action out of the file's name."""
     name = f"person is {action_of(prompt.text)}" if spec.name == "human_action" else "film"
-    folder = work / film.sha
+    folder = work / sha
     folder.mkdir()
     link = folder / f"{name.replace('/', ' ')}-0.mp4"
-    link.symlink_to(store.path(film.sha, "mp4").absolute())
+    link.symlink_to(store.path(sha, "mp4").absolute())
     return link
 
 

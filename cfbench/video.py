@@ -44,7 +44,8 @@ class Clip:
 
     ``blocks`` gives the frames in blocks (R, Y, X, 3), RGB, from the first one each time it is
     called; a film that breaks off raises ``DecodeError`` there. ``plain`` gives them with colours
-    as OpenCV and decord convert them, where that is another thing: see ``decode``.
+    as OpenCV and decord convert them, where that is another thing: see ``decode``; ``exact_fps`` is
+    the frame rate where it is no whole number.
     """
 
     sha256: str
@@ -52,6 +53,12 @@ class Clip:
     fps: int
     blocks: Callable[[], Iterator[Frames]]
     plain: Callable[[], Iterator[Frames]] | None = None
+    exact_fps: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, not rounded."""
+        return self.exact_fps or self.fps
 
     def as_others(self) -> Iterator[Frames]:
         """Frames as OpenCV and decord give them."""
@@ -73,6 +80,7 @@ def stored(path: Path) -> Clip:
     return Clip(
         sha256=info.sha256, frames=info.frames, fps=info.fps,
         blocks=lambda: decode(path), plain=lambda: decode(path, exact=False),
+        exact_fps=_rate(path),
     )  # fmt: skip
 
 
@@ -225,6 +233,12 @@ def probe(path: Path) -> ClipInfo:
             )
     except av.error.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror or error}") from error
+
+
+def _rate(path: Path) -> float | None:
+    with _open(path) as container:
+        rate = container.streams.video[0].average_rate
+        return None if rate is None else float(rate)
 
 
 def canonical_frames(stored: int, fps: int) -> int:

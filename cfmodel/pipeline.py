@@ -29,8 +29,6 @@ from cfmodel.scenes import switched
 
 logger = logging.getLogger(__name__)
 
-"""Prefix of the text encoder's training heads, which films do not need."""
-
 
 class Request(NamedTuple):
     """A film to make. Equal requests make equal films; the last segment lasts to the end."""

@@ -22,8 +22,9 @@ SINK, SLOW, LOCAL, TARGET = 3, 12, 6, 21
 CONTEXT = SINK + SLOW + LOCAL
 """Latents of a context clip: sink, slow, local context, then the target."""
 RETURN_SHARE = 0.65
-OPENING_SHARE = 0.15
 """Share of context clips that are placed where something comes back; some scenes have no such."""
+OPENING_SHARE = 0.15
+"""Share of context clips whose target is the beginning of a film."""
 
 _MOVING: tuple[EventKind, ...] = ("orbit", "dolly", "pan-away", "pan-back", "exit", "enter")
 KEPT_MOVING, KEPT_QUIET, KEPT_ALL = 0.7, 0.15, 0.3

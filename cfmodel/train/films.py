@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfmodel.config import seed_for
 from cfmodel.memory.slots import SlotMemory
+from cfmodel.nn.transformer import TextKV
 from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET
 from cfmodel.train.replay import Replay
 from cfmodel.train.roller import Roller
@@ -300,14 +301,8 @@ def _as_opening(film: Tensor, start: int, reencode: Callable[[Tensor], Tensor] |
     return torch.cat([first, film[:, start + 1 :]], 1)
 
 
-class ContextStream:
-    """Films that go on from call to call, 21 latents at a time, judged with what came before.
-
-    A target is made on a copy of the memory, stopped at a random step; then the films go on by as
-    many latents made in all steps, so that memory and context only ever hold finished ones. A
-    target costs the same wherever in a film it lies, and lies everywhere alike. With the context
-    ``memory`` a film's beginning is one too, with nothing before it, which the tiny world's
-    teacher knows; ``contiguous`` needs 21 latents first.
+class _InWork:
+    """Films that go on from call to call: their memory, texts, and latents made so far or last.
 
     Args:
         roller: makes chunks.
@@ -315,6 +310,56 @@ class ContextStream:
         rollout: how long films become, and what the teacher sees.
         reencode: as for ``FreshFilms``.
         seed: of texts and steps.
+    """
+
+    def __init__(
+        self,
+        roller: Roller,
+        texts: Texts,
+        rollout: Rollout,
+        *,
+        reencode: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _enough(texts, rollout.stream)
+        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
+        self.latents = 0
+        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
+        self._memory: SlotMemory | None = None
+        self._text: Tensor | None = None
+        self._made: Tensor | None = None
+
+    def _begin(self) -> None:
+        """New films, of which nothing is made yet."""
+        self._memory, self._made = self.roller.memory(), None
+        self._text = self.texts.draw(self.roller.batch, self.rollout.stream // 3, self.choice)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: random numbers, and the films in work."""
+        memory = None if self._memory is None else self._memory.state_dict()
+        return {**_drawn(self), "memory": memory, "text": self._text, "made": self._made}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        _redraw(self, state)
+        device = self.roller.draws.device
+        self._memory = None
+        if state["memory"] is not None:
+            self._memory = self.roller.memory()
+            self._memory.load_state_dict(state["memory"])
+        self._text, self._made = (
+            None if value is None else value.to(device) for value in (state["text"], state["made"])
+        )
+
+
+class ContextStream(_InWork):
+    """Films that go on from call to call, 21 latents at a time, judged with what came before.
+
+    A target is made on a copy of the memory, stopped at a random step; then the films go on by as
+    many latents made in all steps, so that memory and context only ever hold finished ones. A
+    target costs the same wherever in a film it lies, and lies everywhere alike. With the context
+    ``memory`` a film's beginning is one too, with nothing before it, which the tiny world's
+    teacher knows; ``contiguous`` needs 21 latents first.
 
     Source: arXiv:2602.06028 section 7, with the films in work of LongLive's streaming long tuning
     in place of films of 84 to 105 latents made anew.
@@ -331,34 +376,28 @@ class ContextStream:
     ) -> None:
         if rollout.context == "none":
             raise ValueError("the teacher has to see something: context memory or contiguous")
-        before = 0 if rollout.context == "memory" else CONTEXT
-        if rollout.stream < before + TARGET:
+        self.before = 0 if rollout.context == "memory" else CONTEXT
+        if rollout.stream < self.before + TARGET:
             raise ValueError(
-                f"films of {rollout.stream} latents leave no room for {before} before a target "
-                f"of {TARGET}; use longer ones"
+                f"films of {rollout.stream} latents leave no room for {self.before} before a "
+                f"target of {TARGET}; use longer ones"
             )
-        _enough(texts, rollout.stream)
-        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
-        self.before, self.latents = before, 0
-        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
-        self._memory: SlotMemory | None = None
-        self._text: Tensor | None = None
-        self._film = torch.zeros(0)
+        super().__init__(roller, texts, rollout, reencode=reencode, seed=seed)
 
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next stretch of the films in work, or the first one of new ones."""
         roller, plan = self.roller, self.rollout
-        if self._memory is None or self._memory.frames + TARGET > plan.stream:
-            self._memory = roller.memory()
-            self._text = self.texts.draw(roller.batch, plan.stream // 3, self.choice)
-            self._film = self._on(net, self.before) if self.before else self._nothing()
-        memory, text, film = self._memory, self._text, self._film
+        if self._memory is None:
+            self._begin()
+            if self.before:
+                self._go_on(net, self._words(net, self.before))
+        memory, text = self._memory, self._text
+        assert memory is not None, "begun"
         assert text is not None, "drawn with the memory"
         held = slow_frames(memory, roller.batch)
         exit_step = int(torch.randint(len(roller.flow.sigmas), (), generator=self.choice))
         mine = text[:, memory.frames // 3 :][:, : TARGET // 3]
-        with torch.no_grad():
-            words = net.text_kv(mine)
+        words = self._words(net, TARGET)
         bright = net.text_kv(mine) if grad and not plan.replay else None
         replay = Replay(net, copy.deepcopy(memory), mine) if grad and plan.replay else None
         tried = copy.deepcopy(memory)
@@ -370,60 +409,40 @@ class ContextStream:
             )
             for k in range(TARGET // 3)
         ]  # fmt: skip
-        found = scored(torch.cat([film, *parts], 1), text, held, plan.context, self.reencode)
+        film = torch.cat([*([] if self._made is None else [self._made]), *parts], 1)
+        found = scored(film, text, held, plan.context, self.reencode)
         self.latents += roller.batch * TARGET
-        self._film = torch.cat([film, self._on(net, TARGET)], 1)
+        if memory.frames + 2 * TARGET <= plan.stream:
+            self._go_on(net, words)
+        else:
+            self._memory = None  # no room for another target: new films next time
         return found if replay is None else found._replace(terms=replay.terms)
 
-    def _nothing(self) -> Tensor:
-        batch, _, *rest = self.roller.sizes
-        return torch.zeros(batch, 0, *rest, device=self.roller.draws.device)
-
-    def _on(self, net: Any, count: int) -> Tensor:
-        """The next ``count`` latents of the films, finished, without gradient."""
-        roller, memory = self.roller, self._memory
-        assert memory is not None, "made before"
+    def _words(self, net: Any, count: int) -> TextKV:
+        """Texts of the next ``count`` latents, without gradient."""
+        assert self._memory is not None, "begun"
         assert self._text is not None, "drawn with the memory"
+        first = self._memory.frames // 3
         with torch.no_grad():
-            first = memory.frames // 3
-            words = net.text_kv(self._text[:, first : first + count // 3])
-        last = len(roller.flow.sigmas) - 1
-        made = [
-            roller.chunk(net, memory, words.select(k), exit_step=last) for k in range(count // 3)
-        ]
-        self.latents += roller.batch * count
-        return torch.cat(made, 1)
+            return net.text_kv(self._text[:, first : first + count // 3])
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: random numbers, and the films in work."""
-        memory = None if self._memory is None else self._memory.state_dict()
-        return {**_drawn(self), "memory": memory, "text": self._text, "film": self._film}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what ``state_dict`` gave."""
-        _redraw(self, state)
-        device = self.roller.draws.device
-        self._memory = None
-        if state["memory"] is not None:
-            self._memory = self.roller.memory()
-            self._memory.load_state_dict(state["memory"])
-        text = state["text"]
-        self._text = None if text is None else text.to(device)
-        self._film = state["film"].to(device)
+    def _go_on(self, net: Any, words: TextKV) -> None:
+        """The films by the chunks of ``words``, finished, without gradient."""
+        roller, memory = self.roller, self._memory
+        assert memory is not None, "begun"
+        last, before = len(roller.flow.sigmas) - 1, memory.frames
+        made = [] if self._made is None else [self._made]
+        for k in range(words.groups):
+            made.append(roller.chunk(net, memory, words.select(k), exit_step=last))
+        self.latents += roller.batch * (memory.frames - before)
+        self._made = torch.cat(made, 1)
 
 
-class StreamingFilms:
+class StreamingFilms(_InWork):
     """Films that go on from call to call, 18 latents at a time, judged by what is new alone.
 
     The scored window is the last 21 latents, of which the first three were made by the call
     before, under the weights of that time.
-
-    Args:
-        roller: makes chunks.
-        texts: captions.
-        rollout: how long films become.
-        reencode: as for ``FreshFilms``.
-        seed: of texts and steps.
 
     Source: streaming long tuning of LongLive (windows of 21 latents, at least 18 of them new, up
     to 240 latents), the short teacher of stage 1 as judge.
@@ -431,31 +450,13 @@ class StreamingFilms:
 
     NEW = 18
 
-    def __init__(
-        self,
-        roller: Roller,
-        texts: Texts,
-        rollout: Rollout,
-        *,
-        reencode: Callable[[Tensor], Tensor],
-        seed: int = 0,
-    ) -> None:
-        _enough(texts, rollout.stream)
-        self.roller, self.texts, self.rollout, self.reencode = roller, texts, rollout, reencode
-        self.latents = 0
-        self.choice = torch.Generator().manual_seed(seed_for("films", seed))
-        self._memory: SlotMemory | None = None
-        self._text: Tensor | None = None
-        self._tail: Tensor | None = None
-
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next stretch of the films in work, or the beginning of new ones."""
         roller = self.roller
         if self._memory is None or self._memory.frames + self.NEW > self.rollout.stream:
-            self._memory, self._tail = roller.memory(), None
-            chunks = self.rollout.stream // 3
-            self._text = self.texts.draw(roller.batch, chunks, self.choice)
-        memory, text, tail = self._memory, self._text, self._tail
+            self._begin()
+        memory, text, tail = self._memory, self._text, self._made
+        assert memory is not None, "begun"
         assert text is not None, "drawn with the memory"
         first = memory.frames // 3
         count = (self.NEW if tail is not None else TARGET) // 3
@@ -475,28 +476,9 @@ class StreamingFilms:
         self.latents += roller.batch * count * 3
         film = torch.cat(parts, 1)
         window = text[:, first + count - TARGET // 3 : first + count]
+        target = film
         if tail is not None:
             # The tail is four latents: one to decode from, then the window's first three.
-            opening = self.reencode(tail[:, :2])
-            film_window = torch.cat([opening, tail[:, 2:], film], 1)
-        else:
-            film_window = film
-        self._tail = film[:, -4:].detach()
-        return Film(film_window, window, terms=None if again is None else again.terms)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: random numbers, and the films in work."""
-        memory = None if self._memory is None else self._memory.state_dict()
-        return {**_drawn(self), "memory": memory, "text": self._text, "tail": self._tail}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what ``state_dict`` gave."""
-        _redraw(self, state)
-        device = self.roller.draws.device
-        self._memory = None
-        if state["memory"] is not None:
-            self._memory = self.roller.memory()
-            self._memory.load_state_dict(state["memory"])
-        text, tail = state["text"], state["tail"]
-        self._text = None if text is None else text.to(device)
-        self._tail = None if tail is None else tail.to(device)
+            target = _as_opening(torch.cat([tail, film], 1), 1, self.reencode)
+        self._made = film[:, -4:].detach()
+        return Film(target, window, terms=None if again is None else again.terms)

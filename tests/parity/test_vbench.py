@@ -22,7 +22,7 @@ from cfbench.scorers.vbench.protocol import clips, fused
 from cfbench.scorers.vbench.suite import ELSEWHERE, NEEDS, NOT_ASKED, VBenchSuite, measured
 from cfbench.scorers.vbench.watch import SMALLEST_SIDE, Nets, watch
 from cfbench.types import Prompt
-from cfbench.video import Clip, held
+from cfbench.video import Clip, DecodeError, held
 from tests.helpers.vbench_data import (
     FILMS,
     FPS,
@@ -266,10 +266,18 @@ def test_clips_that_are_encoded_again_are_a_copy_of_a_copy(tables):
 @pytest.mark.parametrize("name", ["vbench-long", "vbench-long-index"])
 def test_long_scores_equal_the_package(name, weights):
     theirs = json.loads(LONG_GOLDEN.read_text(encoding="utf-8"))[name]
-    mine = ours_long(weights, name)
+    mine = ours_long(weights, name, theirs)
     assert len(theirs) == 4
     for dimension, value in theirs.items():
         assert mine[dimension] == pytest.approx(value, abs=TOLERANCE), dimension
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_film_of_other_frames_than_it_names_is_no_film(name, tables):
+    frames = long_film()
+    clip = Clip(sha256="0" * 64, frames=96, fps=FPS, blocks=lambda: iter((frames,)))
+    with pytest.raises(DecodeError, match="other frames than the 96"):
+        scorers.load(f"{name}:{tables}").score(clip, PROMPT)
 
 
 def test_cutting_lets_go_of_what_is_past():

@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -17,13 +18,13 @@ from typing import Any
 
 import torch
 
+SCORER = Path(__file__).parents[2] / "cfbench" / "data" / "upstream_score.py"
+"""How the package is asked by ``cfbench score --via upstream``."""
 DIMENSIONS = (
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness",
     "dynamic_degree", "aesthetic_quality", "imaging_quality",
     "human_action", "appearance_style", "temporal_style", "overall_consistency",
 )  # fmt: skip
-PERCENT = ("imaging_quality",)
-"""Told per film as 0 to 100, in total as 0 to 1."""
 HUBCONF = """
 import functools, sys
 import torch
@@ -92,31 +93,27 @@ def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
     (hub / "hubconf.py").write_text(text, encoding="utf-8")
     vbench: Any = importlib.import_module("vbench.utils")
     make_small()
+    scorer = runpy.run_path(str(SCORER))
     told = json.loads((films / "texts.json").read_text(encoding="utf-8"))
     of = named_by_text(films, told["texts"], work)
     found: dict[str, dict[str, float]] = {}
     for name in DIMENSIONS:
-        rows = [
-            {
-                "prompt_en": told["texts"][film],
-                "dimension": [name],
-                "video_list": [path],
-                "auxiliary_info": {"appearance_style": {"appearance_style": told["styles"][film]}},
-            }
-            for path, film in of.items()
-        ]
-        info = work / "info.json"
-        info.write_text(json.dumps(rows), encoding="utf-8")
         parts = (
             {"repo_or_dir": str(hub), "source": "local", "model": "tiny", "read_frame": False}
             if name == "subject_consistency"
             else vbench.init_submodules([name], local=True, read_frame=False)[name]
         )
-        compute = getattr(importlib.import_module(f"vbench.{name}"), f"compute_{name}")
-        _, videos = compute(str(info), torch.device("cpu"), parts)
-        for row in videos:
-            value = float(row["video_results"]) / (100 if name in PERCENT else 1)
-            found.setdefault(of[row["video_path"]], {})[name] = value
+        films_asked = [
+            {
+                "path": path,
+                "prompt": told["texts"][film],
+                "aux": {"appearance_style": told["styles"][film]},
+            }
+            for path, film in of.items()
+        ]
+        asked = {"dimension": name, "device": "cpu"}
+        for path, row in scorer["rows"](films_asked, asked, parts).items():
+            found.setdefault(of[path], {})[name] = row["value"]
     return found
 
 

@@ -169,6 +169,8 @@ def test_prompts_that_vbench_does_not_score_keep_their_hashes():
     assert b"vbench" not in prompts.canonical(prompt)
     with pytest.raises(CfError, match="expected an object with VBench's dimensions"):
         prompts.parse(b'{"id": "a", "text": "b", "vbench": {"beauty": null}}', "here")
+    with pytest.raises(CfError, match="it names no style"):
+        prompts.parse(b'{"id": "a", "text": "b", "vbench": {"appearance_style": null}}', "here")
 
 
 def test_sets_are_listed_with_their_hashes():

@@ -7,6 +7,7 @@ import pytest
 from cfbench import video
 from cfbench.errors import CfError
 from cfbench.scorers.pixel import load_suite
+from cfbench.scorers.vbench.protocol import clips
 from cfbench.types import Prompt, Segment
 
 PROMPT = Prompt(id="p", segments=(Segment(text="x", seconds=1),))
@@ -55,6 +56,25 @@ def test_others_frames_are_those_of_opencv(tmp_path: Path):
     assert not np.array_equal(np.concatenate(list(clip.blocks())), np.stack(theirs))
     held = video.held(frames.astype(np.uint8), 16)
     assert np.array_equal(np.concatenate(list(held.as_others())), frames)
+
+
+def test_a_rate_is_rounded_for_whole_numbers_alone(tmp_path: Path):
+    from fractions import Fraction
+
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(24_000, 1001))
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for image in picture(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    clip = video.stored(tmp_path / "a.mp4")
+    assert clip.fps == 24
+    assert clip.rate == pytest.approx(24_000 / 1001)
+    # VBench-Long cuts the rate to a whole number: clips of 2 s are 46 frames then.
+    assert clips(100, clip.rate, 2)[0] == range(46)
+    assert video.held(picture(2), 16).rate == 16
 
 
 def test_bytes_depend_on_the_frames_alone(tmp_path: Path):

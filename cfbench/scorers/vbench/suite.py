@@ -5,8 +5,9 @@ weights are not there is null, and so is every one that a prompt of VBench's sui
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -14,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfbench.aggregate import DIMENSIONS, QUALITY, SEMANTIC
+from cfbench.aggregate import QUALITY, SEMANTIC
 from cfbench.scorers import rules
 from cfbench.scorers.vbench import again, protocol, watch
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft, video, vit
 from cfbench.scorers.vbench.nets.amt import AmtS
+from cfbench.scorers.vbench.nets.block import under
 from cfbench.scorers.vbench.nets.musiq import Musiq
 from cfbench.scorers.vbench.nets.text import TextTransformer, Words, text_half
 from cfbench.scorers.vbench.prep import UMT_CROP
 from cfbench.scorers.vbench.protocol import Protocol
 from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.types import DimensionSpec, Prompt, Score
-from cfbench.video import Clip
+from cfbench.video import Clip, DecodeError
 
 RULES_VERSION = "2"
 CUSTOM = "custom"
@@ -74,6 +76,7 @@ class Toolbox:
     folder: Folder
     device: torch.device
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    _read: tuple[str, dict[str, Tensor]] = field(default=("", {}), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def net(self, name: str) -> Any:
@@ -85,7 +88,7 @@ class Toolbox:
         """
         return self._kept(name, lambda: self._built(name, MAKERS[name]))
 
-    def text(self, name: str, length: int | None = None) -> "Reader":
+    def text(self, name: str) -> "Reader":
         """What reads texts with the weights of a file.
 
         Raises:
@@ -97,9 +100,7 @@ class Toolbox:
 
     def scale(self, name: str) -> float:
         """The learnt scale of CLIP's similarities."""
-        return self._kept(
-            f"{name}-scale", lambda: float(self.folder.tensors(name)["logit_scale"].exp())
-        )
+        return self._kept(f"{name}-scale", lambda: float(self._tensors(name)["logit_scale"].exp()))
 
     def _kept(self, key: str, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -107,12 +108,18 @@ class Toolbox:
                 self._made[key] = make()
             return self._made[key]
 
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        """Of the file read last, once: both halves of a network are often wanted together."""
+        if self._read[0] != name:
+            self._read = (name, self.folder.tensors(name))
+        return self._read[1]
+
     def _built(self, name: str, make: Callable[[Any], nn.Module]) -> Any:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         if not self.folder.has(name):
             return None
         try:
-            net = make(self.folder.tensors(name))
+            net = make(self._tensors(name))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
@@ -155,14 +162,7 @@ def _umt(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _viclip_text(tensors: Mapping[str, Tensor]) -> nn.Module:
-    prefix = "text_encoder."
-    return text_half(
-        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    )
-
-
-def _clip_text(tensors: Mapping[str, Tensor]) -> nn.Module:
-    return text_half({k: v for k, v in tensors.items() if not k.startswith("visual.")})
+    return text_half(under(tensors, "text_encoder."))
 
 
 MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
@@ -178,9 +178,44 @@ MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
     "umt": _umt,
 }
 TEXT_MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
-    "clip-b32": _clip_text,
+    "clip-b32": text_half,
     "viclip": _viclip_text,
 }
+
+
+def specs(
+    version: str,
+    folder: Folder,
+    files: Callable[[str], Sequence[str]],
+    source: Callable[[str], str],
+) -> tuple[DimensionSpec, ...]:
+    """VBench's sixteen dimensions, with the first digits of their weights' hashes.
+
+    Args:
+        version: of the rules or the program.
+        folder: of the weights.
+        files: what a dimension needs.
+        source: where it comes from.
+
+    Raises:
+        CfError: weights are others than they were.
+    """
+
+    def digits(name: str) -> str:
+        return folder.sha256(name)[:6] if folder.has(name) else "none"
+
+    return tuple(
+        DimensionSpec(
+            name=name,
+            group="quality" if name in QUALITY else "semantic",
+            weight=weight,
+            version=".".join([version, *map(digits, files(name))]),
+            tier="reference",
+            higher_is_better=True,
+            source=source(name) or "VBench: not computed here",
+        )
+        for name, weight in {**QUALITY, **SEMANTIC}.items()
+    )
 
 
 @dataclass
@@ -217,18 +252,7 @@ class VBenchSuite:
         Raises:
             CfError: weights are others than they were.
         """
-        return tuple(
-            DimensionSpec(
-                name=name,
-                group="quality" if name in QUALITY else "semantic",
-                weight={**QUALITY, **SEMANTIC}[name],
-                version=".".join([self.version, *map(self._digits, self._files(name))]),
-                tier="reference",
-                higher_is_better=True,
-                source=SOURCES.get(name, "VBench: not computed here"),
-            )
-            for name in DIMENSIONS
-        )
+        return specs(self.version, self.folder, self._files, lambda name: SOURCES.get(name, ""))
 
     def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
         """One score a dimension.
@@ -237,16 +261,16 @@ class VBenchSuite:
             DecodeError: the film cannot be decoded.
             CfError: weights are damaged.
         """
-        asked = self._asked(prompt)
-        parts = protocol.clips(
-            clip.frames, clip.fps, protocol.clip_seconds(prompt.vbench or ())
-        ) if self.rule.cuts else (range(clip.frames),)  # fmt: skip
-        values = self._values(clip, parts, asked, prompt)
-        whole = self.rule == protocol.WHOLE
-        told = CUSTOM if whole and prompt.vbench is None else self.rule.name
-        details: dict[str, Any] = {"protocol": told, "frames": clip.frames}
-        if not whole:
-            details |= {"clips": len(parts), "clip_s": protocol.clip_seconds(prompt.vbench or ())}
+        parts, told = (range(clip.frames),), self.rule.name
+        details: dict[str, Any] = {"frames": clip.frames}
+        if self.rule.cuts:
+            seconds = protocol.clip_seconds(prompt.vbench or ())
+            parts = protocol.clips(clip.frames, clip.rate, seconds)
+            details |= {"clips": len(parts), "clip_s": seconds}
+        elif prompt.vbench is None:
+            told = CUSTOM
+        details["protocol"] = told
+        values = self._values(clip, parts, self._asked(prompt), prompt)
         return [
             Score(
                 clip_sha=clip.sha256,
@@ -272,9 +296,6 @@ class VBenchSuite:
     def _files(self, name: str) -> tuple[str, ...]:
         more = (BETWEEN[name],) if self.rule.cuts and name in BETWEEN else ()
         return tuple(dict.fromkeys((*NEEDS.get(name, ()), *more)))
-
-    def _digits(self, name: str) -> str:
-        return self.folder.sha256(name)[:6] if self.folder.has(name) else "none"
 
     def _reason(self, name: str, prompt: Prompt) -> str:
         wanted = PROMPT_FREE if prompt.vbench is None else tuple(prompt.vbench)
@@ -313,24 +334,28 @@ class VBenchSuite:
         """Values by dimension: means over clips, consistencies fused."""
         nets, found = self._nets(asked), list[dict[str, float | None]]()
         if self.rule.encodes:
-            openings = list[Any]()
+            openings, fps = list[Any](), int(clip.rate)
             for frames in again.cut(clip.as_others(), parts):
-                shown = again.encoded_again(frames, int(clip.fps))
+                shown = again.encoded_again(frames, fps)
                 openings.append(shown[0])
-                whole = (range(len(shown)),)
-                film = watch.watch(iter((shown,)), int(clip.fps), whole, nets, self.device)
-                found.append(self._measured(film, whole[0], asked, prompt))
-            between = self._between(self._openings(openings, int(clip.fps), asked))
+                film = watch.watch(iter((shown,)), fps, (range(len(shown)),), nets, self.device)
+                found.append(self._measured(film, range(len(shown)), asked, prompt))
+            seen = len(found) == len(parts)
+            firsts = self._openings(openings, fps, asked)
+            starts = range(firsts.frames)
         else:
-            film = watch.watch(clip.as_others(), clip.fps, parts, nets, self.device)
-            found = [self._measured(film, part, asked, prompt) for part in parts]
-            between = self._between(film, [part.start for part in parts])
+            firsts = watch.watch(clip.as_others(), clip.rate, parts, nets, self.device)
+            seen = firsts.frames == clip.frames
+            found = [self._measured(firsts, part, asked, prompt) for part in parts]
+            starts = [part.start for part in parts]
+        if not seen:
+            raise DecodeError(f"has other frames than the {clip.frames} that it names")
         values = {name: _mean([row[name] for row in found]) for name in asked}
-        if self.rule.cuts:
-            for name in asked.intersection(BETWEEN):
-                within = values[name]
-                if within is not None:
-                    values[name] = protocol.fused(within, between.get(name), name)
+        between = _between(firsts, starts) if self.rule.cuts else {}
+        for name in asked.intersection(between):
+            within = values[name]
+            if within is not None:
+                values[name] = protocol.fused(within, between[name], name)
         return values
 
     def _openings(self, images: list[Any], fps: int, asked: frozenset[str]) -> Film:
@@ -341,15 +366,6 @@ class VBenchSuite:
         each = [range(k, k + 1) for k in range(len(shown))]
         nets = self._nets(asked, between=True)
         return watch.watch(iter((shown,)), fps, each, nets, self.device)
-
-    def _between(self, film: Film, starts: Sequence[int] | None = None) -> dict[str, float | None]:
-        """Consistencies of the clips' first frames, where there are several clips."""
-        clip = film.clip if starts is None else [film.clip[k] for k in starts if k < len(film.clip)]
-        opening = [film.opening[k] for k in sorted(film.opening)]
-        return {
-            "subject_consistency": _consistent(opening),
-            "background_consistency": _consistent(clip),
-        }
 
     def _measured(
         self, film: Film, clip: range, asked: frozenset[str], prompt: Prompt
@@ -370,6 +386,19 @@ class VBenchSuite:
             label = action_of(prompt.text)
             values["human_action"] = None if acts is None else float(shows(acts, label))
         return values
+
+
+def _between(film: Film, starts: Sequence[int]) -> dict[str, float | None]:
+    """Consistencies of the clips' first frames; None where there is one clip alone, or no network.
+
+    Args:
+        film: in which they lie.
+        starts: where.
+    """
+    return {
+        "subject_consistency": _consistent([film.opening[k] for k in sorted(film.opening)]),
+        "background_consistency": _consistent([film.clip[k] for k in starts] if film.clip else []),
+    }
 
 
 def style_of(prompt: Prompt) -> str:
@@ -396,6 +425,7 @@ def shows(acts: rules.Floats, label: str) -> bool:
     )
 
 
+@cache
 def _actions() -> list[str]:
     file = resources.files("cfbench") / "data" / "kinetics-400.txt"
     return file.read_text(encoding="utf-8").split("\n")
@@ -421,7 +451,7 @@ def _consistent(features: Sequence[rules.Floats]) -> float | None:
 def measured(film: Film, clip: range) -> dict[str, float | None]:
     """Values of a clip in the dimensions that need no prompt; None where nothing was seen."""
 
-    def like(differences: Mapping[int, float], frames: Iterator[int] | range) -> float | None:
+    def like(differences: Mapping[int, float], frames: range) -> float | None:
         known = [differences[k] for k in frames if k in differences]
         return float(rules.likeness(np.array(known)).mean()) if known else None
 

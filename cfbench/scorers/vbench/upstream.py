@@ -6,10 +6,9 @@ see ``cfbench.upstream``. Its scores never stand in for ours, nor ours for its.
 
 from dataclasses import dataclass
 
-from cfbench.aggregate import DIMENSIONS, QUALITY, SEMANTIC
 from cfbench.errors import CfError
 from cfbench.scorers.vbench.files import Folder
-from cfbench.scorers.vbench.suite import NEEDS
+from cfbench.scorers.vbench.suite import NEEDS, specs
 from cfbench.types import DimensionSpec, Prompt, Score
 from cfbench.video import Clip
 
@@ -39,17 +38,11 @@ class UpstreamSuite:
         Raises:
             CfError: weights are others than they were.
         """
-        return tuple(
-            DimensionSpec(
-                name=name,
-                group="quality" if name in QUALITY else "semantic",
-                weight={**QUALITY, **SEMANTIC}[name],
-                version=".".join([self.version, *map(self._digits, NEEDS.get(name, ()))]),
-                tier="reference",
-                higher_is_better=True,
-                source=f"{TOOL}, run as it is",
-            )
-            for name in DIMENSIONS
+        return specs(
+            self.version,
+            self.folder,
+            lambda name: NEEDS.get(name, ()),
+            lambda _: f"{TOOL}, run as it is",
         )
 
     def score(self, clip: Clip, prompt: Prompt) -> list[Score]:
@@ -59,6 +52,3 @@ class UpstreamSuite:
             CfError: always.
         """
         raise CfError(NEEDED_VERB)
-
-    def _digits(self, name: str) -> str:
-        return self.folder.sha256(name)[:6] if self.folder.has(name) else "none"

@@ -128,6 +128,8 @@ class _Watcher:
         self._openings = {clip.start for clip in clips if len(clip)}
         self._texts = _groups(clips, VICLIP_FRAMES) if nets.viclip is not None else []
         self._acts = _groups(clips, UMT_FRAMES) if nets.umt is not None else []
+        self._of_texts = {k for group in self._texts for k in group.frames}
+        self._of_acts = {k for group in self._acts for k in group.frames}
         self._shown: dict[int, Tensor] = {}
         self._acted: dict[int, Tensor] = {}
 
@@ -169,9 +171,9 @@ class _Watcher:
     def _together(self, now: int, image: Frames) -> None:
         """What networks see that look at several frames of a clip."""
         film, nets = self.film, self._nets
-        if any(now in group.frames for group in self._texts):
+        if now in self._of_texts:
             self._shown[now] = prep.viclip_input(self._pixels(image[None]))[0]
-        if any(now in group.frames for group in self._acts):
+        if now in self._of_acts:
             self._acted[now] = prep.umt_input(image).to(self._device)
         for group in _ready(self._texts, now, self._shown):
             frames = torch.stack([self._shown[k] for k in group.frames])

@@ -4,11 +4,15 @@ Dims: B sequences, L tokens, E width.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 HEAD_DIM = 64
 """Of every network here: CLIP's, DINO's, ViCLIP's and UMT's."""
@@ -75,16 +79,24 @@ def depth(found: Mapping[str, Tensor]) -> int:
     return len({name.split(".")[1] for name in found if name.startswith("blocks.")})
 
 
-def filled(net: nn.Module, found: Mapping[str, Tensor]) -> nn.Module:
-    """A network made on the meta device, with its weights.
+@contextmanager
+def fitting() -> Generator[None]:
+    """Around what reads sizes off weights: weights of another network are a ValueError."""
+    try:
+        yield
+    except (KeyError, RuntimeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights are of another network ({reason})") from error
+
+
+def filled(make: Callable[[], Net], found: Mapping[str, Tensor]) -> Net:
+    """The network that ``make`` gives, without weights of its own, with these.
 
     Raises:
-        RuntimeError: these are of another one.
+        RuntimeError: they are of another one.
     """
+    with torch.device("meta"):
+        net = make()
     net.load_state_dict(found, assign=True)
-    return net.eval().requires_grad_(False)
-
-
-def misfit(error: Exception) -> ValueError:
-    """What is raised where weights are of another network."""
-    return ValueError(f"weights are of another network ({str(error).strip().splitlines()[0]})")
+    net.eval().requires_grad_(False)
+    return net

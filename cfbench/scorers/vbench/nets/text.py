@@ -19,7 +19,7 @@ from cfbench.scorers.vbench.nets.block import (
     Block,
     depth,
     filled,
-    misfit,
+    fitting,
     renamed,
 )
 
@@ -139,19 +139,17 @@ def text_half(tensors: Mapping[str, Tensor]) -> TextTransformer:
     """
     found = renamed(tensors, _NAMES)
     ours = ("embed.", "positions", "blocks.", "norm_out.")
-    try:
+    with fitting():
         project = found["text_projection"].T.contiguous()
         found = {k: v for k, v in found.items() if k.startswith(ours)}
-        with torch.device("meta"):
-            net = TextTransformer(
+        return filled(
+            lambda: TextTransformer(
                 found["embed.weight"].shape[1],
                 depth(found),
                 hidden=len(found["blocks.0.fc1.weight"]),
                 length=len(found["positions"]),
                 words=len(found["embed.weight"]),
                 out=len(project),
-            )
-        filled(net, found | {"project.weight": project})
-    except (KeyError, RuntimeError) as error:
-        raise misfit(error) from error
-    return net
+            ),
+            found | {"project.weight": project},
+        )

@@ -16,7 +16,7 @@ from cfbench.scorers.vbench.nets.block import (
     Block,
     depth,
     filled,
-    misfit,
+    fitting,
     renamed,
     under,
 )
@@ -132,13 +132,13 @@ def viclip(tensors: Mapping[str, Tensor]) -> ViClip:
         ValueError: they are of another network.
     """
     found = renamed(under(tensors, "vision_encoder."), _VICLIP)
-    try:
+    with fitting():
         # A kernel of one moment.
         found["embed.weight"] = found["embed.weight"].squeeze(2)
         found["times"] = found["times"].squeeze(0)
         found["project.weight"] = found["project.weight"].T.contiguous()
-        with torch.device("meta"):
-            net = ViClip(
+        return filled(
+            lambda: ViClip(
                 len(found["cls"]),
                 depth(found),
                 patch=found["embed.weight"].shape[-1],
@@ -146,11 +146,9 @@ def viclip(tensors: Mapping[str, Tensor]) -> ViClip:
                 frames=len(found["times"]),
                 hidden=len(found["blocks.0.fc1.weight"]),
                 out=len(found["project.weight"]),
-            )
-        filled(net, found)
-    except (KeyError, RuntimeError, IndexError) as error:
-        raise misfit(error) from error
-    return net
+            ),
+            found,
+        )
 
 
 def umt(tensors: Mapping[str, Tensor], *, frames: int, side: int) -> Umt:
@@ -165,7 +163,7 @@ def umt(tensors: Mapping[str, Tensor], *, frames: int, side: int) -> Umt:
         ValueError: they are of another network.
     """
     found = renamed(tensors, _UMT)
-    try:
+    with fitting():
         for at in {m.group(0) for k in found if (m := re.match(r"blocks\.\d+\.", k))}:
             q, v = found.pop(f"{at}q_bias"), found.pop(f"{at}v_bias")
             found[f"{at}qkv.bias"] = torch.cat([q, torch.zeros_like(v), v])
@@ -176,19 +174,17 @@ def umt(tensors: Mapping[str, Tensor], *, frames: int, side: int) -> Umt:
         found["positions"] = (
             fixed_positions(frames, side // patch, width) if table is None else table.squeeze(0)
         )
-        with torch.device("meta"):
-            net = Umt(
+        return filled(
+            lambda: Umt(
                 width,
                 depth(found),
                 patch=patch,
                 tokens=len(found["positions"]),
                 hidden=len(found["blocks.0.fc1.weight"]),
                 classes=len(found["head.bias"]),
-            )
-        filled(net, found)
-    except (KeyError, RuntimeError, IndexError) as error:
-        raise misfit(error) from error
-    return net
+            ),
+            found,
+        )
 
 
 def fixed_positions(frames: int, grid: int, width: int) -> Tensor:

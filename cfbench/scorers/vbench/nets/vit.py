@@ -16,7 +16,7 @@ from cfbench.scorers.vbench.nets.block import (
     Block,
     depth,
     filled,
-    misfit,
+    fitting,
     renamed,
     under,
 )
@@ -121,7 +121,7 @@ def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
         for part in ("weight", "bias"):
             value = found.get(f"{layer}.{part}")
             if value is not None:
-                found[f"{layer}.{part}"] = (value.T * scale).T
+                found[f"{layer}.{part}"] = value * scale.view(-1, *[1] * (value.ndim - 1))
     return _built(found, out=None)
 
 
@@ -142,14 +142,13 @@ def _built(found: dict[str, Tensor], *, out: int | None) -> VisionTransformer:
     for name in ("cls", "positions"):
         if name in found:
             found[name] = found[name].reshape(-1, found[name].shape[-1]).squeeze(0)
-    try:
+    with fitting():
         patch, width = found["embed.weight"].shape[-1], found["embed.weight"].shape[0]
         grid = math.isqrt(len(found["positions"]) - 1)
-        hidden = len(found["blocks.0.fc1.weight"])
-        layers = depth(found)
-        with torch.device("meta"):
-            net = VisionTransformer(width, layers, patch=patch, grid=grid, hidden=hidden, out=out)
-        filled(net, found)
-    except (KeyError, RuntimeError) as error:
-        raise misfit(error) from error
-    return net
+        hidden, layers = len(found["blocks.0.fc1.weight"]), depth(found)
+        return filled(
+            lambda: VisionTransformer(
+                width, layers, patch=patch, grid=grid, hidden=hidden, out=out
+            ),
+            found,
+        )
