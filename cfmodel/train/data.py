@@ -70,6 +70,18 @@ def contiguous_clips(chunks: int, start_share: float = 0.3) -> Callable[[list[in
     return sample
 
 
+def openings(chunks: int, told: int) -> Callable[[list[int]], Batch]:
+    """Sampler of the first ``chunks`` chunks of films, with the texts of the first ``told``."""
+
+    def sample(seeds: list[int]) -> Batch:
+        scenes = [sample_scene(seed, chunks=max(told, SCRIPT_CHUNKS)) for seed in seeds]
+        frames = torch.arange(chunk_start(chunks))
+        texts = [tuple(texts_by_chunk(scene)[:told]) for scene in scenes]
+        return Batch(texts, stack([play(scene, frames) for scene in scenes]))
+
+    return sample
+
+
 @dataclass
 class ContextBatch:
     """Clips for a teacher that sees a memory: sink, chosen slow latents, local context, target.

@@ -80,6 +80,8 @@ class Rollout:
             beginning, where cameras mostly hold still; as the clips of ``base`` do.
         stream: films go on from call to call up to this length instead of being made anew for
             each; lengths, ``free``, ``returning`` and ``midway`` do not matter then.
+        history: share of the films in work that begin with rendered latents instead of the
+            student's own: with what its own openings seldom show, memory has something to tell.
         replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
             two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
@@ -95,6 +97,7 @@ class Rollout:
     returning: float = 0.0
     midway: float = 0.0
     stream: int = 0
+    history: float = 0.0
     replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
@@ -352,6 +355,30 @@ class _InWork:
         )
 
 
+class Histories(Protocol):
+    """Beginnings of films that were not made by the student."""
+
+    def fill(self) -> None:
+        """Makes the first ones."""
+        ...
+
+    def refill(self) -> None:
+        """Makes some more."""
+        ...
+
+    def read(self, batch: int) -> Mapping[str, Tensor]:
+        """``x0`` (B, F, C, X, Y) and ``text`` (B, G, S, E) of films from their beginning."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        ...
+
+
 class ContextStream(_InWork):
     """Films that go on from call to call, 21 latents at a time, judged with what came before.
 
@@ -359,7 +386,8 @@ class ContextStream(_InWork):
     many latents made in all steps, so that memory and context only ever hold finished ones. A
     target costs the same wherever in a film it lies, and lies everywhere alike. With the context
     ``memory`` a film's beginning is one too, with nothing before it, which the tiny world's
-    teacher knows; ``contiguous`` needs 21 latents first.
+    teacher knows; ``contiguous`` needs 21 latents first. A share of the films may begin with
+    ``histories``, of which 21, 42, ... latents up to all are taken in; no target lies there.
 
     Source: arXiv:2602.06028 section 7, with the films in work of LongLive's streaming long tuning
     in place of films of 84 to 105 latents made anew.
@@ -372,8 +400,11 @@ class ContextStream(_InWork):
         rollout: Rollout,
         *,
         reencode: Callable[[Tensor], Tensor] | None = None,
+        histories: Histories | None = None,
         seed: int = 0,
     ) -> None:
+        if rollout.history and histories is None:
+            raise ValueError("films are to begin with histories, but none are given")
         if rollout.context == "none":
             raise ValueError("the teacher has to see something: context memory or contiguous")
         self.before = 0 if rollout.context == "memory" else CONTEXT
@@ -383,14 +414,13 @@ class ContextStream(_InWork):
                 f"target of {TARGET}; use longer ones"
             )
         super().__init__(roller, texts, rollout, reencode=reencode, seed=seed)
+        self.histories = histories
 
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next stretch of the films in work, or the first one of new ones."""
         roller, plan = self.roller, self.rollout
         if self._memory is None:
-            self._begin()
-            if self.before:
-                self._go_on(net, self._words(net, self.before))
+            self._start(net)
         memory, text = self._memory, self._text
         assert memory is not None, "begun"
         assert text is not None, "drawn with the memory"
@@ -417,6 +447,41 @@ class ContextStream(_InWork):
         else:
             self._memory = None  # no room for another target: new films next time
         return found if replay is None else found._replace(terms=replay.terms)
+
+    def _start(self, net: Any) -> None:
+        """New films, with what comes before their first target."""
+        given = self.histories if self.rollout.history else None
+        if given and float(torch.rand((), generator=self.choice)) < self.rollout.history:
+            self._take_up(net, given)
+            return
+        self._begin()
+        if self.before:
+            self._go_on(net, self._words(net, self.before))
+
+    def _take_up(self, net: Any, histories: Histories) -> None:
+        """New films that begin with some of the latents of histories."""
+        histories.fill()
+        histories.refill()
+        units, roller = histories.read(self.roller.batch), self.roller
+        x0 = units["x0"]
+        parts = min(x0.shape[1], self.rollout.stream - TARGET) // TARGET
+        count = TARGET * int(torch.randint(1, parts + 1, (), generator=self.choice))
+        self._memory, self._text = roller.memory(), units["text"]
+        self._made = x0[:, :count]
+        words = self._words(net, count)
+        for k, chunk in enumerate(self._made.split(3, 1)):
+            roller.commit(net, self._memory, chunk, words.select(k))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: random numbers, the films in work, and histories."""
+        given = None if self.histories is None else self.histories.state_dict()
+        return {**super().state_dict(), "histories": given}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        super().load_state_dict(state)
+        if self.histories is not None:
+            self.histories.load_state_dict(state["histories"])
 
     def _words(self, net: Any, count: int) -> TextKV:
         """Texts of the next ``count`` latents, without gradient."""

@@ -17,7 +17,7 @@ from cfmodel.io.codec import WanCodec
 from cfmodel.io.text import Umt5Text, check_text
 from cfmodel.io.weights import Weights, file_sha256, load_weights
 from cfmodel.pipeline import load_codec, load_text
-from cfmodel.train.data import context_clips, contiguous_clips, scripts, world_stream
+from cfmodel.train.data import context_clips, contiguous_clips, openings, scripts, world_stream
 from cfmodel.train.draws import Draws
 from cfmodel.train.frozen import Frozen, TinyFrozen, WanFrozen
 from cfmodel.train.pool import ClipPool, Units, clip_units, context_units
@@ -52,6 +52,8 @@ CLIP_CHUNKS = 7
 SHORT_CLIPS = 4
 HELD_OUT = 32
 SCRIPTS_AT_ONCE = 64
+HISTORIES = 1024
+"""Beginnings of films that are held, and twice what there are of them at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,30 @@ def clips_of(
         )  # fmt: skip
     held_out = source.held_out()
     return shared[clips], lambda: source.make(next(held_out))
+
+
+def histories_of(
+    latents: int, told: int, experiment: Experiment, use: Resources, shared: Shared
+) -> ClipPool[Any] | None:
+    """Beginnings of rendered films of ``latents`` latents, with the texts of ``told`` chunks.
+
+    None where the texts are not the tiny world's, so that nothing can be rendered for them.
+    """
+    if use.prompts is not None or experiment.codec.kind == "wan":
+        return None
+    frozen, geometry = frozen_of(experiment, use, shared), experiment.geometry
+    batch = max(1, use.render // 2)
+
+    def stream(first: int) -> Iterator[Any]:
+        sample = openings(latents // geometry.chunk, told)
+        return world_stream(
+            sample, batch=batch, stream="histories", workers=use.workers, first=first
+        )
+
+    return ClipPool(
+        stream, clip_units(frozen, geometry, use.device), capacity=HISTORIES,
+        draws=Draws(use.device, 4), fill=min(HISTORIES, use.fill) // 2,
+    )  # fmt: skip
 
 
 def _more(clips: Clips) -> int:

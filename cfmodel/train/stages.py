@@ -14,7 +14,7 @@ from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import SCRIPT_CHUNKS
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import ContextStream, FreshFilms, Rollout, StreamingFilms
+from cfmodel.train.films import ContextStream, Films, FreshFilms, Rollout, StreamingFilms
 from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective, TeacherForcing
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
@@ -26,6 +26,7 @@ from cfmodel.train.sources import (
     Shared,
     clips_of,
     frozen_of,
+    histories_of,
     texts_of,
 )
 from cfmodel.train.state import Lora
@@ -39,6 +40,8 @@ Stage = Literal[
 ]  # fmt: skip
 CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
 TEXT_BATCH, TEXT_LR = 256, 1e-3
+HISTORY = 63
+"""Latents of the rendered beginnings of films."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ _SMALL_NUMBERS = Numbers(
     dmd=_SMALL,
     cdmd=replace(_SMALL, guidance=1.0),
     local=Rollout(midway=0.7),
-    contextual=Rollout(stream=240, context="memory"),
+    contextual=Rollout(stream=240, context="memory", history=0.5),
     streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
@@ -201,10 +204,16 @@ def _matching(
         plan = replace(plan, context=experiment.train.context)
     length = plan.stream // 3 or (SCRIPT_CHUNKS if plan.midway else plan.longest // 3)
     texts = texts_of(length, experiment, use, shared)
-    kind = FreshFilms
-    if plan.stream:
-        kind = StreamingFilms if plan.context == "none" else ContextStream
-    films = kind(roller, texts, plan, reencode=frozen.reencode)
+    films: Films
+    if plan.stream and plan.context != "none":
+        given = None
+        if plan.history:
+            given = histories_of(HISTORY, texts.chunks, experiment, use, shared)
+            plan = plan if given else replace(plan, history=0.0)
+        films = ContextStream(roller, texts, plan, reencode=frozen.reencode, histories=given)
+    else:
+        kind = StreamingFilms if plan.stream else FreshFilms
+        films = kind(roller, texts, plan, reencode=frozen.reencode)
     if use.lr is not None:
         matching = replace(matching, lr=use.lr)
     if use.guidance is not None:

@@ -678,6 +678,101 @@ def test_context_stream_shows_finished_films(context):
     assert films._made.shape[1] == before + TARGET
 
 
+class Beginnings:
+    """Two rendered films, as far as a stream can tell."""
+
+    def __init__(self, films: int, chunks: int = 28) -> None:
+        shape = (films, 42, *_roller().sizes[2:])
+        texts = _texts(chunks=chunks).draw(films, chunks, torch.Generator().manual_seed(5))
+        self.units = {"x0": seeded(*shape, seed=21), "text": texts}
+        self.calls = list[str]()
+
+    def fill(self) -> None:
+        self.calls.append("fill")
+
+    def refill(self) -> None:
+        self.calls.append("refill")
+
+    def read(self, batch: int) -> dict[str, Tensor]:
+        self.calls.append("read")
+        return {name: x[:batch] for name, x in self.units.items()}
+
+    def state_dict(self) -> dict[str, list[str]]:
+        return {"calls": list(self.calls)}
+
+    def load_state_dict(self, state) -> None:
+        self.calls = state["calls"]
+
+
+def test_films_may_begin_with_what_the_student_did_not_make():
+    roller = _roller(tau=0.9999)
+    given = Beginnings(roller.batch)
+    plan = Rollout(stream=84, context="memory", history=1.0)
+    films, net = ContextStream(roller, _texts(chunks=28), plan, histories=given), nano_model()
+    lengths = set[int]()
+    for _ in range(12):
+        reads = given.calls.count("read")
+        film = films.make(net, 0.0, grad=False)
+        if given.calls.count("read") == reads:
+            continue
+        assert films._memory is not None
+        before = films._memory.frames - TARGET
+        lengths.add(before)
+        truth = given.units["x0"]
+        # The teacher is shown what was given, and the memory holds it as the student would read it.
+        torch.testing.assert_close(film.context[:, -6:], truth[:, before - 6 : before])
+        torch.testing.assert_close(film.context[:, :3], truth[:, :3])
+        torch.testing.assert_close(films._made[:, :before], truth[:, :before])
+        torch.testing.assert_close(film.text[:, -1], given.units["text"][:, before // 3 + 6])
+        alone = roller.memory()
+        words = net.text_kv(given.units["text"])
+        for k, chunk in enumerate(truth[:, :before].split(3, 1)):
+            roller.commit(net, alone, chunk, words.select(k))
+        assert alone.frames == before
+        held = [[s.frame for s in alone.slots(0, b) if s.role == "slow"] for b in range(2)]
+        assert [f for f in held[0] if f < before - 6] == [
+            f for f, there in zip(*_slow_of(film, truth), strict=True) if there
+        ]
+    assert lengths == {21, 42}
+    # Where the share is none, none are read.
+    untouched = Beginnings(roller.batch)
+    plain = dataclasses.replace(plan, history=0.0)
+    ContextStream(roller, _texts(chunks=28), plain, histories=untouched).make(net, 0.0, grad=False)
+    assert untouched.calls == []
+    with pytest.raises(ValueError, match="none are given"):
+        ContextStream(roller, _texts(chunks=28), plan)
+
+
+def _slow_of(film: Film, truth: Tensor) -> tuple[list[int], list[bool]]:
+    """Which latents of the first film fill the slow part of the teacher's context."""
+    assert film.context is not None
+    assert film.valid is not None
+    frames = [
+        int((truth[0] - slot).abs().sum((1, 2, 3)).argmin()) for slot in film.context[0, 3:15]
+    ]
+    return frames, film.valid[0, 3:15].tolist()
+
+
+def test_histories_go_on_where_a_run_stopped():
+    plan = Rollout(stream=84, context="memory", history=0.5)
+
+    def films() -> ContextStream:
+        roller = _roller(tau=0.9999)
+        return ContextStream(
+            roller, _texts(chunks=28), plan, histories=Beginnings(roller.batch), seed=3
+        )
+
+    net, whole, first = nano_model(), films(), films()
+    wanted = [whole.make(net, 0.0, grad=False) for _ in range(6)][3:]
+    for _ in range(3):
+        first.make(net, 0.0, grad=False)
+    again = films()
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    for film in wanted:
+        torch.testing.assert_close(again.make(net, 0.0, grad=False).target, film.target)
+    assert again.histories.calls == whole.histories.calls
+
+
 def test_too_short_films_are_refused():
     with pytest.raises(ValueError, match="has to see something"):
         ContextStream(_roller(), _texts(), Rollout(stream=72))
