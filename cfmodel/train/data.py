@@ -70,11 +70,27 @@ def contiguous_clips(chunks: int, start_share: float = 0.3) -> Callable[[list[in
     return sample
 
 
+TRIES = 64
+"""Scenes looked at for one in which something comes back in time; two or three do as a rule."""
+
+
 def openings(chunks: int, told: int) -> Callable[[list[int]], Batch]:
-    """Sampler of the first ``chunks`` chunks of films, with the texts of the first ``told``."""
+    """Sampler of the first ``chunks`` chunks of films, with the texts of the first ``told``.
+
+    In the target that follows something comes back, as ``returns_at`` has it.
+    """
+
+    def one(seed: int) -> Scene:
+        soon = range(chunks, chunks + TARGET // 3)
+        scene = sample_scene(seed, chunks=max(told, SCRIPT_CHUNKS))
+        for k in range(1, TRIES):
+            if any(chunk in soon for chunk in returns_at(scene)):
+                break
+            scene = sample_scene(seed_for("opening", seed, k), chunks=max(told, SCRIPT_CHUNKS))
+        return scene
 
     def sample(seeds: list[int]) -> Batch:
-        scenes = [sample_scene(seed, chunks=max(told, SCRIPT_CHUNKS)) for seed in seeds]
+        scenes = [one(seed) for seed in seeds]
         frames = torch.arange(chunk_start(chunks))
         texts = [tuple(texts_by_chunk(scene)[:told]) for scene in scenes]
         return Batch(texts, stack([play(scene, frames) for scene in scenes]))

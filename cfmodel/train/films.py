@@ -80,8 +80,9 @@ class Rollout:
             beginning, where cameras mostly hold still; as the clips of ``base`` do.
         stream: films go on from call to call up to this length instead of being made anew for
             each; lengths, ``free``, ``returning`` and ``midway`` do not matter then.
-        history: share of the films in work that begin with rendered latents instead of the
-            student's own: with what its own openings seldom show, memory has something to tell.
+        history: share of the targets that lie in films which begin with rendered latents instead
+            of the student's own: of what its openings seldom show, memory has something to tell.
+        after: latents that these films go on for, 21 or more; the first are told the most.
         replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
             two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
@@ -98,6 +99,7 @@ class Rollout:
     midway: float = 0.0
     stream: int = 0
     history: float = 0.0
+    after: int = TARGET
     replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
@@ -386,8 +388,8 @@ class ContextStream(_InWork):
     many latents made in all steps, so that memory and context only ever hold finished ones. A
     target costs the same wherever in a film it lies, and lies everywhere alike. With the context
     ``memory`` a film's beginning is one too, with nothing before it, which the tiny world's
-    teacher knows; ``contiguous`` needs 21 latents first. A share of the films may begin with
-    ``histories``, of which 21, 42, ... latents up to all are taken in; no target lies there.
+    teacher knows; ``contiguous`` needs 21 latents first. A share of the targets may lie in
+    films that begin with ``histories``; these end sooner, and no target lies in what was given.
 
     Source: arXiv:2602.06028 section 7, with the films in work of LongLive's streaming long tuning
     in place of films of 84 to 105 latents made anew.
@@ -414,7 +416,7 @@ class ContextStream(_InWork):
                 f"target of {TARGET}; use longer ones"
             )
         super().__init__(roller, texts, rollout, reencode=reencode, seed=seed)
-        self.histories = histories
+        self.histories, self._end = histories, rollout.stream
 
     def make(self, net: Any, progress: float, *, grad: bool) -> Film:
         """The next stretch of the films in work, or the first one of new ones."""
@@ -442,7 +444,7 @@ class ContextStream(_InWork):
         film = torch.cat([*([] if self._made is None else [self._made]), *parts], 1)
         found = scored(film, text, held, plan.context, self.reencode)
         self.latents += roller.batch * TARGET
-        if memory.frames + 2 * TARGET <= plan.stream:
+        if memory.frames + 2 * TARGET <= self._end:
             self._go_on(net, words)
         else:
             self._memory = None  # no room for another target: new films next time
@@ -451,23 +453,29 @@ class ContextStream(_InWork):
     def _start(self, net: Any) -> None:
         """New films, with what comes before their first target."""
         given = self.histories if self.rollout.history else None
-        if given and float(torch.rand((), generator=self.choice)) < self.rollout.history:
+        if given and float(torch.rand((), generator=self.choice)) < self._taken_up():
             self._take_up(net, given)
             return
         self._begin()
+        self._end = self.rollout.stream
         if self.before:
             self._go_on(net, self._words(net, self.before))
 
+    def _taken_up(self) -> float:
+        """Share of the films that begin with histories, by the share of targets wanted of them."""
+        plan = self.rollout
+        given = plan.history / (plan.after // TARGET)
+        own = (1 - plan.history) / ((plan.stream - self.before) // TARGET)
+        return given / (given + own)
+
     def _take_up(self, net: Any, histories: Histories) -> None:
-        """New films that begin with some of the latents of histories."""
+        """New films that begin with histories."""
         histories.fill()
         histories.refill()
         units, roller = histories.read(self.roller.batch), self.roller
-        x0 = units["x0"]
-        parts = min(x0.shape[1], self.rollout.stream - TARGET) // TARGET
-        count = TARGET * int(torch.randint(1, parts + 1, (), generator=self.choice))
-        self._memory, self._text = roller.memory(), units["text"]
-        self._made = x0[:, :count]
+        self._memory, self._text, self._made = roller.memory(), units["text"], units["x0"]
+        count = self._made.shape[1]
+        self._end = count + self.rollout.after
         words = self._words(net, count)
         for k, chunk in enumerate(self._made.split(3, 1)):
             roller.commit(net, self._memory, chunk, words.select(k))
@@ -475,11 +483,12 @@ class ContextStream(_InWork):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: random numbers, the films in work, and histories."""
         given = None if self.histories is None else self.histories.state_dict()
-        return {**super().state_dict(), "histories": given}
+        return {**super().state_dict(), "end": self._end, "histories": given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         super().load_state_dict(state)
+        self._end = state["end"]
         if self.histories is not None:
             self.histories.load_state_dict(state["histories"])
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cfmodel.config import Experiment, Family
 from cfmodel.train.codec import CodecStage
-from cfmodel.train.data import SCRIPT_CHUNKS
+from cfmodel.train.data import SCRIPT_CHUNKS, TARGET
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
 from cfmodel.train.films import ContextStream, Films, FreshFilms, Rollout, StreamingFilms
@@ -96,7 +96,7 @@ _SMALL_NUMBERS = Numbers(
     dmd=_SMALL,
     cdmd=replace(_SMALL, guidance=1.0),
     local=Rollout(midway=0.7),
-    contextual=Rollout(stream=240, context="memory", history=0.5),
+    contextual=Rollout(stream=240, context="memory", history=0.6, after=2 * TARGET),
     streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
@@ -208,7 +208,8 @@ def _matching(
     if plan.stream and plan.context != "none":
         given = None
         if plan.history:
-            given = histories_of(HISTORY, texts.chunks, experiment, use, shared)
+            told = (HISTORY + plan.after) // experiment.geometry.chunk
+            given = histories_of(HISTORY, told, experiment, use, shared)
             plan = plan if given else replace(plan, history=0.0)
         films = ContextStream(roller, texts, plan, reencode=frozen.reencode, histories=given)
     else:

@@ -26,6 +26,7 @@ from cfmodel.train.data import (
     context_clips,
     contiguous_clips,
     kept_chunks,
+    openings,
     returns_at,
     scripts,
     world_stream,
@@ -707,50 +708,63 @@ class Beginnings:
 def test_films_may_begin_with_what_the_student_did_not_make():
     roller = _roller(tau=0.9999)
     given = Beginnings(roller.batch)
-    plan = Rollout(stream=84, context="memory", history=1.0)
+    plan = Rollout(stream=84, context="memory", history=1.0, after=2 * TARGET)
     films, net = ContextStream(roller, _texts(chunks=28), plan, histories=given), nano_model()
-    lengths = set[int]()
-    for _ in range(12):
-        reads = given.calls.count("read")
-        film = films.make(net, 0.0, grad=False)
-        if given.calls.count("read") == reads:
-            continue
-        assert films._memory is not None
-        before = films._memory.frames - TARGET
-        lengths.add(before)
-        truth = given.units["x0"]
-        # The teacher is shown what was given, and the memory holds it as the student would read it.
-        torch.testing.assert_close(film.context[:, -6:], truth[:, before - 6 : before])
-        torch.testing.assert_close(film.context[:, :3], truth[:, :3])
-        torch.testing.assert_close(films._made[:, :before], truth[:, :before])
-        torch.testing.assert_close(film.text[:, -1], given.units["text"][:, before // 3 + 6])
-        alone = roller.memory()
-        words = net.text_kv(given.units["text"])
-        for k, chunk in enumerate(truth[:, :before].split(3, 1)):
-            roller.commit(net, alone, chunk, words.select(k))
-        assert alone.frames == before
-        held = [[s.frame for s in alone.slots(0, b) if s.role == "slow"] for b in range(2)]
-        assert [f for f in held[0] if f < before - 6] == [
-            f for f, there in zip(*_slow_of(film, truth), strict=True) if there
-        ]
-    assert lengths == {21, 42}
-    # Where the share is none, none are read.
-    untouched = Beginnings(roller.batch)
-    plain = dataclasses.replace(plan, history=0.0)
-    ContextStream(roller, _texts(chunks=28), plain, histories=untouched).make(net, 0.0, grad=False)
-    assert untouched.calls == []
+    truth, text = given.units["x0"], given.units["text"]
+    first, second = (films.make(net, 0.0, grad=False) for _ in range(2))
+    # The teacher is shown what was given, and the memory holds it as the student would read it.
+    torch.testing.assert_close(first.context[:, -6:], truth[:, -6:])
+    torch.testing.assert_close(first.context[:, :3], truth[:, :3])
+    torch.testing.assert_close(first.text[:, -1], text[:, 42 // 3 + 6])
+    alone, words = roller.memory(), net.text_kv(text)
+    for k, chunk in enumerate(truth.split(3, 1)):
+        roller.commit(net, alone, chunk, words.select(k))
+    held = [slot.frame for slot in alone.slots(0, 0) if slot.role == "slow"]
+    assert [frame for frame in held if frame < 42 - 6] == _slow_of(first, truth)
+    # The second target has the student's own latents next to it, and what was given further back.
+    torch.testing.assert_close(second.context[:, :3], truth[:, :3])
+    assert (second.context[0, -1] - truth[0]).abs().sum((1, 2, 3)).min() > 0.01
+    # These films end after two targets.
+    assert given.calls == ["fill", "refill", "read"]
+    films.make(net, 0.0, grad=False)
+    assert given.calls == 2 * ["fill", "refill", "read"]
+
+
+@pytest.mark.parametrize("history", [0.0, 0.5])
+def test_share_of_targets_behind_histories(history):
+    roller = _roller()
+    given = Beginnings(roller.batch)
+    plan = Rollout(stream=84, context="memory", history=history)
+    films = ContextStream(roller, _texts(chunks=28), plan, histories=given)
+    own = 84 // TARGET
+    share = films._taken_up()
+    assert share / (share + own * (1 - share)) == pytest.approx(history)
+    if not history:
+        films.make(nano_model(), 0.0, grad=False)
+        assert given.calls == []
     with pytest.raises(ValueError, match="none are given"):
-        ContextStream(roller, _texts(chunks=28), plan)
+        ContextStream(roller, _texts(chunks=28), dataclasses.replace(plan, history=0.5))
 
 
-def _slow_of(film: Film, truth: Tensor) -> tuple[list[int], list[bool]]:
+def test_something_comes_back_after_a_rendered_beginning():
+    batch = openings(21, 35)(list(range(24)))
+    assert {len(text) for text in batch.texts} == {35}
+    frames = len(batch.tracks) // 24
+    assert frames == 249
+    coming = {"pan-away", "pan-back", "enter"}
+    back = [coming & {parse(text).event for text in row[21:28]} for row in batch.texts]
+    assert sum(map(bool, back)) >= 23
+
+
+def _slow_of(film: Film, truth: Tensor) -> list[int]:
     """Which latents of the first film fill the slow part of the teacher's context."""
     assert film.context is not None
     assert film.valid is not None
-    frames = [
-        int((truth[0] - slot).abs().sum((1, 2, 3)).argmin()) for slot in film.context[0, 3:15]
+    return [
+        int((truth[0] - slot).abs().sum((1, 2, 3)).argmin())
+        for slot, there in zip(film.context[0, 3:15], film.valid[0, 3:15], strict=True)
+        if there
     ]
-    return frames, film.valid[0, 3:15].tolist()
 
 
 def test_histories_go_on_where_a_run_stopped():
