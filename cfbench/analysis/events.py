@@ -25,7 +25,7 @@ Kind = Literal["flashback", "loop", "freeze"]
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """When something counts; chosen on planted films of one seed, judged on those of another.
+    """When something counts; chosen on planted films of seeds 1 to 3, judged on others.
 
     Attributes:
         opening_s: length of the opening.
@@ -34,7 +34,8 @@ class Thresholds:
         around_s: stretch on each side of a change that says what is usual there.
         away: least distance from the opening before a flashback.
         back: distance from the opening after it over that before it, at most.
-        sudden: change over the usual change, at least.
+        sudden: change over the usual change, times the fourth root of how far the way back was
+            and how near it led, at least.
         period_s: shortest and longest period of a loop.
         varies: least distance between halves of a period.
         rounds: how often a loop's stretch is played, at least.
@@ -50,13 +51,13 @@ class Thresholds:
     sudden_s: float = 0.3
     around_s: float = 1.0
     away: float = 0.3
-    back: float = 0.42
-    sudden: float = 2.4
+    back: float = 0.5
+    sudden: float = 2.42
     period_s: tuple[float, float] = (1.5, 30.0)
     varies: float = 0.2
-    repeats: float = 0.21
+    repeats: float = 0.235
     rounds: float = 2.9
-    seam: float = 1.4
+    seam: float = 1.18
     still: float = 0.35
     still_spot: float = 1.5
     freeze_s: float = 1.0
@@ -134,8 +135,8 @@ class Levels(NamedTuple):
     Attributes:
         away_T: distance of the mean of ``level`` samples that begin at each to the nearest of the
             opening's.
-        steps: by samples that a change takes, the distance between the means of the two samples
-            before it and the two after it.
+        steps: by samples that a change takes in between, the distance of each sample to the one
+            after the change.
         level: samples of a mean.
         around: samples on each side that say what is usual.
     """
@@ -151,7 +152,8 @@ class Levels(NamedTuple):
         return len(self.steps) - 1
 
 
-SIDE = 2  # samples on each side of a change that are compared
+USUAL = 0.75  # quantile of changes that is called usual: some of what is around moves faster
+CAP = 8.0  # a return that is nearer than this says no more
 
 
 def _levels(trace: Trace, limits: Thresholds) -> Levels:
@@ -161,8 +163,7 @@ def _levels(trace: Trace, limits: Thresholds) -> Levels:
     )
     means = _means(trace.vectors_TE, level)
     away = from_opening(means, max(1, opening - level)) if len(means) else np.zeros(0)
-    pairs = _means(trace.vectors_TE, SIDE)
-    steps = tuple(lagged(pairs, taken + SIDE) for taken in range(reach + 1))
+    steps = tuple(lagged(trace.vectors_TE, taken + 1) for taken in range(reach + 1))
     return Levels(away, steps, level, around)
 
 
@@ -211,22 +212,27 @@ def _jumps(levels: Levels, at: int) -> list[Jump]:
 
 def _suddenness(levels: Levels, at: int, taken: int) -> float:
     """A change that begins at a sample and takes some, over what is usual on either side of it."""
-    step, first = levels.steps[taken], at - SIDE
+    step, first = levels.steps[taken], at - 1
     if first >= len(step):
         return 0.0
     sides = (step[max(0, first - levels.around) : max(0, first - taken)],
              step[at + taken : at + taken + levels.around])  # fmt: skip
-    usual = max((float(np.median(side)) for side in sides if len(side) > SIDE), default=np.inf)
+    usual = max(
+        (float(np.quantile(side, USUAL)) for side in sides if len(side) > 1), default=np.inf
+    )
     return float(step[first]) / max(usual, 1e-6)
 
 
 def _clear(jump: Jump, limits: Thresholds) -> float:
-    """How far a jump is inside all of the limits, 0 at the nearest and below outside."""
-    if jump.before < limits.away:
+    """How far a jump is above the threshold, from 0 on it to 1; below 0 when it is no flashback.
+
+    A return that is nearer, and from further away, may be a little less sudden.
+    """
+    if jump.before < limits.away or jump.after > limits.back * jump.before:
         return -1.0
-    back = 1 - jump.after / jump.before / limits.back
-    sudden = 1 - limits.sudden / max(jump.suddenness, 1e-6)
-    return min(back, sudden)
+    nearer = min(jump.before / max(jump.after, 1e-6), CAP)
+    clearness = jump.suddenness * (min(jump.before, 1.0) * nearer) ** 0.25
+    return 1 - limits.sudden / max(clearness, 1e-6)
 
 
 def _leaves(levels: Levels, start: int, jump: Jump) -> int:

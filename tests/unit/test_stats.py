@@ -148,6 +148,7 @@ def test_share_interval_solves_its_equation() -> None:
     for hits, count in ((0, 7), (3, 7), (48, 50), (50, 50)):
         share, low, high = share_interval(hits, count)
         assert share == hits / count
+        assert share is not None
         assert low is not None
         assert high is not None
         for bound in {low, high} - {share}:
