@@ -419,6 +419,7 @@ app.command()(cli_films.events)
 app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
+app.command()(cli_films.compare)
 
 
 def main() -> None:

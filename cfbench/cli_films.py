@@ -78,3 +78,27 @@ def motion(films: Films, workers: Workers = 0, as_json: Json = False) -> None:
     from cfbench.analysis.run import find_motion
 
     say(find_motion(films, workers=staff(workers)), as_json)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="system, as in the table's rows: ours")],
+    b: Annotated[str, typer.Argument(help="system to hold it against")],
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("out/bench"),
+    to: Annotated[Path | None, typer.Option(help="folder to write; default is in --out")] = None,
+    suite: Annotated[str, typer.Option("--suite", help="scorer suite")] = "tiny",
+    normaliser: Annotated[
+        Path | None, typer.Option("--normaliser", help="another file than the suite's own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a page about two systems: curves, differences, best and worst prompts."""
+    from cfbench.analysis.compare_page import write_comparison
+    from cfbench.run import commit, tier_of
+
+    folder = to or out / f"compare-{a}-{b}"
+    header = f"commit {commit()}; command cfbench compare {a} {b} --out {out} --suite {suite}"
+    found = write_comparison(
+        out, folder, (a, b), tier=tier_of(suite), normaliser=normaliser, header=header
+    )
+    total = found["rows"]["total"]["value"]
+    say(found if as_json else {"page": found["page"], "total difference": f"{total:+.4f}"}, as_json)
