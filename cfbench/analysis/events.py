@@ -25,7 +25,7 @@ Kind = Literal["flashback", "loop", "freeze"]
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """When something counts; chosen on planted films of seeds 1 to 3, judged on others.
+    """When something counts; chosen on planted films of seeds 1 to 4, judged on others.
 
     Attributes:
         opening_s: length of the opening.
@@ -39,7 +39,9 @@ class Thresholds:
         period_s: shortest and longest period of a loop.
         varies: least distance between halves of a period.
         rounds: how often a loop's stretch is played, at least.
-        seam: of a loop's jumps, change over the usual change, at least.
+        seam: of a loop's jumps, change over the usual change, at least, if it repeats exactly.
+        seam_by_share: what is added to that for each unit of the share under ``repeats``: a stretch
+            that comes back less exactly needs a clearer jump.
         repeats: distance between a period and the next over that between halves, at most.
         still: largest mean change of a frozen picture, in levels.
         still_spot: the same of its cell that changes most.
@@ -52,12 +54,13 @@ class Thresholds:
     around_s: float = 1.0
     away: float = 0.3
     back: float = 0.5
-    sudden: float = 2.42
+    sudden: float = 2.15
     period_s: tuple[float, float] = (1.5, 30.0)
     varies: float = 0.2
     repeats: float = 0.235
     rounds: float = 2.9
-    seam: float = 1.18
+    seam: float = 0.97
+    seam_by_share: float = 1.6
     still: float = 0.35
     still_spot: float = 1.5
     freeze_s: float = 1.0
@@ -101,8 +104,11 @@ def detect(trace: Trace, thresholds: Thresholds | None = None) -> list[Event]:
 
 def from_opening(vectors_TE: Floats, count: int) -> Floats:
     """Distance of each sample to the nearest of the first ``count``, (T,)."""
-    gaps = vectors_TE[:, None, :] - vectors_TE[None, :count, :]
-    return np.sqrt(np.einsum("tce,tce->tc", gaps, gaps)).min(1)
+    # One after the other: all of them at once would need the film's vectors that many times.
+    nearest = np.full(len(vectors_TE), np.inf)
+    for opening in vectors_TE[:count]:
+        np.minimum(nearest, np.linalg.norm(vectors_TE - opening, axis=1), out=nearest)
+    return nearest
 
 
 def lagged(vectors_TE: Floats, lag: int) -> Floats:
@@ -122,7 +128,7 @@ def runs(flags_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 class Jump(NamedTuple):
-    """The quickest way from one level to the next around a sample."""
+    """A change around a sample: distances from the opening before and after it, and its pace."""
 
     before: float
     after: float
@@ -285,7 +291,7 @@ def loops(trace: Trace, limits: Thresholds) -> list[Event]:
     found: list[Event] = []
     for lag in range(shortest, longest + 1):
         found += _loops_of(distance, lag, trace.rate, limits)
-    return [loop for loop in _strongest(found) if _seam(levels, loop, trace.rate) >= limits.seam]
+    return [loop for loop in _strongest(found) if _has_seam(levels, loop, trace.rate, limits)]
 
 
 def _loops_of(distance: Floats, lag: int, rate: float, limits: Thresholds) -> list[Event]:
@@ -302,6 +308,11 @@ def _loops_of(distance: Floats, lag: int, rate: float, limits: Thresholds) -> li
         score = 1 - float(share[first:end].min()) / limits.repeats
         events.append(Event("loop", first / rate, last / rate, round(score, 3), lag / rate))
     return events
+
+
+def _has_seam(levels: Levels, loop: Event, rate: float, limits: Thresholds) -> bool:
+    share = (1 - loop.score) * limits.repeats
+    return _seam(levels, loop, rate) >= limits.seam + limits.seam_by_share * share
 
 
 def _seam(levels: Levels, loop: Event, rate: float) -> float:
