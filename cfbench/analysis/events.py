@@ -39,9 +39,9 @@ class Thresholds:
         period_s: shortest and longest period of a loop.
         varies: least distance between halves of a period.
         rounds: how often a loop's stretch is played, at least.
-        seam: of a loop's jumps, change over the usual change, at least, if it repeats exactly.
-        seam_by_share: what is added to that for each unit of the share under ``repeats``: a stretch
-            that comes back less exactly needs a clearer jump.
+        seam: of a loop's jumps, change over the usual change, at least.
+        seam_by_share: the same as a line over the share under ``repeats``, offset and slope: a
+            stretch that comes back less exactly needs a clearer jump.
         repeats: distance between a period and the next over that between halves, at most.
         still: largest mean change of a frozen picture, in levels.
         still_spot: the same of its cell that changes most.
@@ -59,8 +59,8 @@ class Thresholds:
     varies: float = 0.2
     repeats: float = 0.235
     rounds: float = 2.9
-    seam: float = 0.97
-    seam_by_share: float = 1.6
+    seam: float = 1.1
+    seam_by_share: tuple[float, float] = (0.97, 1.6)
     still: float = 0.35
     still_spot: float = 1.5
     freeze_s: float = 1.0
@@ -312,7 +312,8 @@ def _loops_of(distance: Floats, lag: int, rate: float, limits: Thresholds) -> li
 
 def _has_seam(levels: Levels, loop: Event, rate: float, limits: Thresholds) -> bool:
     share = (1 - loop.score) * limits.repeats
-    return _seam(levels, loop, rate) >= limits.seam + limits.seam_by_share * share
+    offset, slope = limits.seam_by_share
+    return _seam(levels, loop, rate) >= max(limits.seam, offset + slope * share)
 
 
 def _seam(levels: Levels, loop: Event, rate: float) -> float:
