@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
+from cfbench import cli_films
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.output import say
 
@@ -412,6 +413,13 @@ def run(
     )
     say({"films": films, "scores": scores, "report": page}, as_json)
     _finish((*failed, *unscored))
+
+
+app.command()(cli_films.events)
+app.command("events-check")(cli_films.events_check)
+app.command()(cli_films.drift)
+app.command()(cli_films.motion)
+app.command()(cli_films.compare)
 
 
 def main() -> None:

@@ -82,6 +82,10 @@ class Frame:
         ]
         return self._of(keep)
 
+    def where_any(self, systems: Sequence[str]) -> "Frame":
+        """The films of several systems."""
+        return self._of([k for k, run in enumerate(self.runs) if run.system in systems])
+
     def _of(self, keep: list[int]) -> "Frame":
         return Frame(
             runs=tuple(self.runs[index] for index in keep),

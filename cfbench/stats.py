@@ -4,7 +4,9 @@ C clusters (prompts), N films, R resamples, D dimensions.
 """
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -194,3 +196,83 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
     return adjusted
+
+
+def normal_quantile(p: float) -> float:
+    """The value below which a standard normal variable lies with probability ``p``.
+
+    Example:
+        >>> round(normal_quantile(0.975), 3)
+        1.96
+    """
+    return NormalDist().inv_cdf(p)
+
+
+def share_interval(hits: int, count: int, level: float = LEVEL) -> Interval:
+    """A share with its Wilson interval, which holds its level near 0 and 1 too.
+
+    Raises:
+        ValueError: more hits than there were, or a negative number.
+
+    Example:
+        >>> [round(bound, 3) for bound in share_interval(48, 50)]
+        [0.96, 0.865, 0.989]
+
+    Source: Wilson 1927; solves (share - p)^2 = z^2 p (1 - p) / count for p.
+    """
+    if not 0 <= hits <= count:
+        raise ValueError(f"{hits} hits of {count}; expected 0 to {count}")
+    if not count:
+        return Interval(None, None, None)
+    z2 = normal_quantile((1 + level) / 2) ** 2
+    share = hits / count
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count) / (1 + z2 / count)
+    # At 0 and 1 the bound is the share itself; rounding may put it a bit beyond.
+    return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
+
+
+class Power(NamedTuple):
+    """What a paired comparison of so many prompts can see.
+
+    Attributes:
+        prompts: that were paired.
+        spread: standard deviation over prompts of their mean difference.
+        detectable: smallest true difference that is found with the power asked for.
+        needed: prompts that would find the difference observed; None where it is 0.
+    """
+
+    prompts: int
+    spread: float
+    detectable: float
+    needed: int | None
+
+
+def power_note(
+    means_C: Floats, *, power: float = 0.8, level: float = LEVEL, tests: int = 1
+) -> Power | None:
+    """What paired differences over prompts can show; None below 5 prompts.
+
+    The normal approximation: a difference is found when it exceeds (z_alpha + z_power) standard
+    errors. The level is split evenly over ``tests``, which is Holm's first step.
+
+    Args:
+        means_C: mean difference of each prompt.
+        power: probability of finding a true difference.
+        level: of the interval; 1 - level is the two-sided error.
+        tests: comparisons made together.
+    """
+    if len(means_C) < MIN_CLUSTERS:
+        return None
+    alpha = (1 - level) / tests
+    reach = normal_quantile(1 - alpha / 2) + normal_quantile(power)
+    spread = float(means_C.std(ddof=1))
+    seen = abs(float(means_C.mean()))
+    # Below a billionth of the spread a difference is rounding.
+    needed = math.ceil((reach * spread / seen) ** 2) if seen > 1e-9 * spread else None
+    return Power(
+        prompts=len(means_C),
+        spread=spread,
+        detectable=reach * spread / math.sqrt(len(means_C)),
+        needed=max(needed, 2) if needed is not None else None,
+    )

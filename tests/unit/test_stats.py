@@ -11,9 +11,12 @@ from cfbench.stats import (
     cluster_weights,
     holm,
     mean_interval,
+    normal_quantile,
     paired,
     percentile_interval,
+    power_note,
     resampled_means,
+    share_interval,
     sign_flip_p,
 )
 
@@ -139,3 +142,48 @@ def test_holm_keeps_order_and_lies_between_raw_and_bonferroni(p: list[float]) ->
     order = sorted(range(len(p)), key=lambda index: p[index])
     ranked = [adjusted[index] for index in order]
     assert ranked == sorted(ranked)
+
+
+def test_share_interval_solves_its_equation() -> None:
+    for hits, count in ((0, 7), (3, 7), (48, 50), (50, 50)):
+        share, low, high = share_interval(hits, count)
+        assert share == hits / count
+        assert share is not None
+        assert low is not None
+        assert high is not None
+        for bound in {low, high} - {share}:
+            z2 = normal_quantile(0.975) ** 2
+            assert (share - bound) ** 2 == pytest.approx(z2 * bound * (1 - bound) / count)
+    assert share_interval(0, 0) == (None, None, None)
+    with pytest.raises(ValueError, match="8 hits of 7"):
+        share_interval(8, 7)
+
+
+def test_power_note_keeps_its_promise() -> None:
+    # Films whose true difference is the detectable one are found in about 80 % of studies.
+    rng = np.random.default_rng(4)
+    means = rng.normal(0.3, 1.0, 40)
+    note = power_note(means)
+    assert note is not None
+    assert note.spread == pytest.approx(means.std(ddof=1))
+    effect = (normal_quantile(0.975) + normal_quantile(0.8)) / math.sqrt(40)
+    assert note.detectable == pytest.approx(effect * note.spread)
+    studies = rng.normal(effect, 1.0, (4000, 40))
+    errors = studies.std(axis=1, ddof=1) / math.sqrt(40)
+    # A t-test needs a little more than the normal approximation says; 0.03 covers it.
+    rate = float(np.mean(studies.mean(axis=1) > normal_quantile(0.975) * errors))
+    assert rate == pytest.approx(0.8, abs=0.03)
+
+
+def test_power_needs_prompts_and_falls_with_tests() -> None:
+    means = np.linspace(-0.1, 0.3, 20)
+    assert power_note(means[:4]) is None
+    one, many = power_note(means), power_note(means, tests=10)
+    assert one is not None
+    assert many is not None
+    assert many.detectable > one.detectable
+    assert one.needed is not None
+    assert one.detectable <= abs(means.mean()) or one.needed > len(means)
+    flat = power_note(means - means.mean())
+    assert flat is not None
+    assert flat.needed is None

@@ -770,21 +770,21 @@ def _slow_of(film: Film, truth: Tensor) -> list[int]:
 def test_histories_go_on_where_a_run_stopped():
     plan = Rollout(stream=84, context="memory", history=0.5)
 
-    def films() -> ContextStream:
-        roller = _roller(tau=0.9999)
-        return ContextStream(
-            roller, _texts(chunks=28), plan, histories=Beginnings(roller.batch), seed=3
-        )
+    given = [Beginnings(_roller().batch) for _ in range(3)]
 
-    net, whole, first = nano_model(), films(), films()
+    def films(histories: Beginnings) -> ContextStream:
+        roller = _roller(tau=0.9999)
+        return ContextStream(roller, _texts(chunks=28), plan, histories=histories, seed=3)
+
+    net, whole, first = nano_model(), films(given[0]), films(given[1])
     wanted = [whole.make(net, 0.0, grad=False) for _ in range(6)][3:]
     for _ in range(3):
         first.make(net, 0.0, grad=False)
-    again = films()
+    again = films(given[2])
     again.load_state_dict(copy.deepcopy(first.state_dict()))
     for film in wanted:
         torch.testing.assert_close(again.make(net, 0.0, grad=False).target, film.target)
-    assert again.histories.calls == whole.histories.calls
+    assert given[2].calls == given[0].calls
 
 
 def test_too_short_films_are_refused():
