@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
@@ -11,6 +10,16 @@ import typer
 
 from cfbench import cli_films
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
+from cfbench.options import (
+    OUT_DEFAULT,
+    SUITE_DEFAULT,
+    Json,
+    NormaliserFile,
+    Out,
+    SuiteName,
+    To,
+    typed,
+)
 from cfbench.output import say
 
 if TYPE_CHECKING:
@@ -41,23 +50,13 @@ Prompts = Annotated[
 Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
 Seeds = Annotated[int, typer.Option(help="films a prompt")]
 Seconds = Annotated[float, typer.Option(help="length of a film")]
-Out = Annotated[Path, typer.Option(help="folder of films, records and reports")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
 Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
 Shard = Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")]
-SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
-Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
 
-To = Annotated[Path | None, typer.Option(help="folder to write; default is in --out")]
-NormaliserFile = Annotated[
-    Path | None, typer.Option("--normaliser", help="another file than the suite's own")
-]
-
 SYSTEMS_DEFAULT = "tiny/all"
-SUITE_DEFAULT = "tiny"
-OUT_DEFAULT = Path("out/bench")
 
 
 @app.command()
@@ -152,7 +151,7 @@ def protocol_gap(
     todo = make_plan(system, prompts, limit, seeds, seconds)
     found = find_gap(
         todo, suite=suite, workers=workers, device=device, attention=attention, to=to,
-        command=_command(),
+        command=typed(),
     )  # fmt: skip
     say(found, True)
 
@@ -264,7 +263,7 @@ def report(
         suite=suite,
         normaliser=normaliser,
         paper=paper,
-        command=_command(),
+        command=typed(),
         readme=readme,
     )
     say(result, as_json)
@@ -282,7 +281,7 @@ def curves(
     from cfbench.run import write_curves
 
     folder = to or out / "curves"
-    result = write_curves(out, folder, suite=suite, normaliser=normaliser, command=_command())
+    result = write_curves(out, folder, suite=suite, normaliser=normaliser, command=typed())
     say(result, as_json)
 
 
@@ -298,7 +297,7 @@ def gallery(
     from cfbench.run import write_gallery
 
     folder = to or out / "gallery"
-    result = write_gallery(out, folder, suite=suite, normaliser=normaliser, command=_command())
+    result = write_gallery(out, folder, suite=suite, normaliser=normaliser, command=typed())
     say(result, as_json)
 
 
@@ -315,7 +314,7 @@ def claims(
 
     found = find_claims(out, suite=suite, normaliser=normaliser)
     if to is not None:
-        record_claims(found, to, root=out, command=_command())
+        record_claims(found, to, root=out, command=typed())
     say({claim.name: claim._asdict() if as_json else claim.value for claim in found}, as_json)
 
 
@@ -408,9 +407,7 @@ def run(
     log.info("2 of 3: scores")
     scores, unscored = score_films(out, suite, workers)
     log.info("3 of 3: report")
-    page = write_report(
-        out, out, suite=suite, normaliser=normaliser, paper=True, command=_command()
-    )
+    page = write_report(out, out, suite=suite, normaliser=normaliser, paper=True, command=typed())
     say({"films": films, "scores": scores, "report": page}, as_json)
     _finish((*failed, *unscored))
 
@@ -447,10 +444,6 @@ def main() -> None:
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     sys.stderr.write(f"cfbench: {' '.join(message.split())}\n")
     raise SystemExit(code) from error
-
-
-def _command() -> str:
-    return shlex.join(["cfbench", *sys.argv[1:]])
 
 
 def _finish(failed: "tuple[Failure, ...]") -> None:

@@ -7,11 +7,20 @@ from typing import Annotated
 import typer
 
 from cfbench.errors import CfError
+from cfbench.options import (
+    OUT_DEFAULT,
+    SUITE_DEFAULT,
+    Json,
+    NormaliserFile,
+    Out,
+    SuiteName,
+    To,
+    typed,
+)
 from cfbench.output import say
 
 Films = Annotated[list[Path], typer.Argument(help="films, or folders of films")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a core")]
-Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 FeatureName = Annotated[
     str, typer.Option("--feature", help="module:function that embeds frames; default pixels")
 ]
@@ -83,12 +92,10 @@ def motion(films: Films, workers: Workers = 0, as_json: Json = False) -> None:
 def compare(
     a: Annotated[str, typer.Argument(help="system, as in the table's rows: ours")],
     b: Annotated[str, typer.Argument(help="system to hold it against")],
-    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("out/bench"),
-    to: Annotated[Path | None, typer.Option(help="folder to write; default is in --out")] = None,
-    suite: Annotated[str, typer.Option("--suite", help="scorer suite")] = "tiny",
-    normaliser: Annotated[
-        Path | None, typer.Option("--normaliser", help="another file than the suite's own")
-    ] = None,
+    out: Out = OUT_DEFAULT,
+    to: To = None,
+    suite: SuiteName = SUITE_DEFAULT,
+    normaliser: NormaliserFile = None,
     as_json: Json = False,
 ) -> None:
     """Writes a page about two systems: curves, differences, best and worst prompts."""
@@ -96,7 +103,7 @@ def compare(
     from cfbench.run import commit, tier_of
 
     folder = to or out / f"compare-{a}-{b}"
-    header = f"commit {commit()}; command cfbench compare {a} {b} --out {out} --suite {suite}"
+    header = f"commit {commit()}; command {typed()}"
     found = write_comparison(
         out, folder, (a, b), tier=tier_of(suite), normaliser=normaliser, header=header
     )

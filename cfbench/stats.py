@@ -144,6 +144,14 @@ def sign_flip_p(sums_C: Floats, *, draws: int = 10_000, seed: int = 0) -> float:
     return (extreme + 1) / (draws + 1)
 
 
+def deltas(
+    a: Mapping[tuple[str, int], float | None], b: Mapping[tuple[str, int], float | None]
+) -> dict[tuple[str, int], float]:
+    """``a - b`` by (prompt, seed), of films that both have a value of, in order."""
+    pairs = [(key, a[key], b[key]) for key in sorted(set(a) & set(b))]
+    return {key: x - y for key, x, y in pairs if x is not None and y is not None}
+
+
 def paired(
     a: Mapping[tuple[str, int], float | None],
     b: Mapping[tuple[str, int], float | None],
@@ -161,18 +169,16 @@ def paired(
         seed: of the bootstrap and of the sign flips.
         level: of the interval.
     """
-    keys = sorted(set(a) & set(b))
-    pairs = [(key, a[key], b[key]) for key in keys]
-    deltas = {key: x - y for key, x, y in pairs if x is not None and y is not None}
+    found = deltas(a, b)
     expected = len(set(a) | set(b))
-    if not deltas:
+    if not found:
         return Paired(Interval(None, None, None), None, 0, expected, 0)
-    prompts = [prompt for prompt, _ in deltas]
-    values = np.array(list(deltas.values()))
+    prompts = [prompt for prompt, _ in found]
+    values = np.array(list(found.values()))
     mean = mean_interval(values, prompts, resamples=resamples, seed=seed, level=level)
     sums, _ = cluster_sums(values[:, None], prompts)
     p = sign_flip_p(sums[:, 0], seed=seed) if len(sums) >= MIN_CLUSTERS else None
-    return Paired(mean, p, len(deltas), expected, len(sums))
+    return Paired(mean, p, len(found), expected, len(sums))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

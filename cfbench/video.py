@@ -64,6 +64,15 @@ class Clip:
         """Frames as OpenCV and decord give them."""
         return (self.plain or self.blocks)()
 
+    def every(self, step: int) -> Iterator[Frames]:
+        """Every ``step``-th frame from the first one on, in blocks (R, Y, X, 3), R from 1."""
+        seen = 0
+        for block in self.blocks():
+            kept = block[-seen % step :: step]
+            seen += len(block)
+            if len(kept):
+                yield kept
+
     @property
     def scored(self) -> int:
         """How many frames are scored."""

@@ -17,6 +17,7 @@ from cfbench.stats import (
     Paired,
     Power,
     cluster_sums,
+    deltas,
     holm,
     paired,
     power_note,
@@ -171,16 +172,6 @@ def _by_film(side: Frame, column_N: np.ndarray) -> FilmValues:
         (run.prompt_id, run.seed): None if np.isnan(value) else float(value)
         for run, value in zip(side.runs, column_N, strict=True)
     }
-
-
-def deltas(a: FilmValues, b: FilmValues) -> dict[tuple[str, int], float]:
-    """A minus B by (prompt, seed), of films that both have a value of."""
-    both: dict[tuple[str, int], float] = {}
-    for key in sorted(a.keys() & b.keys()):
-        x, y = a[key], b[key]
-        if x is not None and y is not None:
-            both[key] = x - y
-    return both
 
 
 def prompt_means(a: FilmValues, b: FilmValues) -> np.ndarray:

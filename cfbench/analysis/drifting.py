@@ -22,7 +22,8 @@ from cfbench.analysis.drift import (
 from cfbench.analysis.watch import films_in, look
 from cfbench.errors import CfError
 from cfbench.progress import Reporter
-from cfbench.store import open_store
+from cfbench.store import open_store, sha256_of
+from cfbench.types import Score
 
 
 class DriftTask(NamedTuple):
@@ -30,7 +31,7 @@ class DriftTask(NamedTuple):
 
     path: Path
     latents: Path | None
-    store: Path | None
+    scores: tuple[Score, ...]
     settings: Settings
 
     def __str__(self) -> str:
@@ -44,9 +45,7 @@ def drifts_of(task: DriftTask) -> list[Drift]:
     seconds = clip.frames / clip.rate
     if task.latents is not None:
         series += latent_series(read_latents(task.latents), seconds, task.settings)
-    if task.store is not None:
-        scores = [s for s in open_store(task.store).scores() if s.clip_sha == clip.sha256]
-        series += score_series(scores, seconds, task.settings)
+    series += score_series(task.scores, seconds, task.settings)
     return [drift(one, task.settings) for one in series]
 
 
@@ -89,8 +88,14 @@ def find_drift(
     """
     paths = list(dict.fromkeys(paths))
     groups = {path: films_in([path]) for path in paths}
+    scores = scores_by_film(store)
     tasks = [
-        DriftTask(film, None if latents is None else latents_beside(film, latents), store, settings)
+        DriftTask(
+            film,
+            None if latents is None else latents_beside(film, latents),
+            scores.get(sha256_of(film), ()) if scores else (),
+            settings,
+        )
         for films in groups.values()
         for film in films
     ]
@@ -109,6 +114,14 @@ def find_drift(
         "groups": [_group_tree(group) for group in gathered],
         "films": {str(path): [_drift_tree(one) for one in many] for path, many in found.items()},
     }
+
+
+def scores_by_film(root: Path | None) -> dict[str, tuple[Score, ...]]:
+    """The scores of a run by the hash of their film; none without a run."""
+    found: dict[str, list[Score]] = {}
+    for score in () if root is None else open_store(root).scores():
+        found.setdefault(score.clip_sha, []).append(score)
+    return {sha: tuple(scores) for sha, scores in found.items()}
 
 
 def latents_beside(film: Path, folder: Path) -> Path:

@@ -113,12 +113,7 @@ def trace(clip: video.Clip, feature: Feature = pixel_features) -> Trace:
     change: list[float] = []
     spot: list[float] = []
     before: tuple[video.Frames, Floats] | None = None
-    seen = 0
-    for block in clip.blocks():
-        kept = block[-seen % step :: step]
-        seen += len(block)
-        if not len(kept):
-            continue
+    for kept in clip.every(step):
         vectors.append(feature(kept))
         for image in kept:
             gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

@@ -4,7 +4,6 @@ Y rows, X columns, N points.
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -166,19 +165,15 @@ def motion(clip: video.Clip) -> Motion:
     Source: VBench, dynamic_degree, whose flow contains the camera's.
     """
     step = interval(clip.rate)
-    grays = list(_every(clip, step))
+    grays = [
+        np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+        for block in clip.every(step)
+        for image in block
+    ]
     if len(grays) < 2:
         raise ValueError("motion needs two frames 1/8 s apart; the film is too short")
     pairs = [look_at(a, b) for a, b in itertools.pairwise(grays)]
     return summarise(pairs, grays[0].shape, len(grays), step / clip.rate)
-
-
-def _every(clip: video.Clip, step: int) -> Iterator[video.Frames]:
-    seen = 0
-    for block in clip.blocks():
-        for image in block[-seen % step :: step]:
-            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
-        seen += len(block)
 
 
 def summarise(pairs: list[Pair], size_YX: tuple[int, ...], sampled: int, apart_s: float) -> Motion:

@@ -8,7 +8,7 @@ what is planted is true by construction.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from cfbench import video
 from cfbench.analysis.events import Event, Kind
 from cfbench.analysis.features import Floats
-from cfbench.analysis.worlds import HEIGHT, WIDTH, Panorama, ease
-from cfbench.analysis.worlds import video_rate as rate
-
-if TYPE_CHECKING:
-    from cfbench.systems.scenes import Leaves
+from cfbench.analysis.worlds import RATE, Panorama, ease
+from cfbench.systems.scenes import HEIGHT, WIDTH, Leaves, SceneFilm
 
 PLANTED: tuple[Kind, ...] = ("flashback", "loop", "freeze")
 INNOCENT = ("return", "cut", "zoom", "shake", "still", "flicker")
@@ -89,17 +86,18 @@ def film(number: int, seed: int) -> Planted:
 
 
 def _seconds(rng: np.random.Generator, low: float, high: float) -> int:
-    return round(float(rng.uniform(low, high)) * rate())
+    return round(float(rng.uniform(low, high)) * RATE)
 
 
-def _tiny(rng: np.random.Generator, frames: int, stratum: "Leaves") -> World:
-    from cfbench.systems.scenes import SceneFilm
-
+def _tiny(rng: np.random.Generator, frames: int, stratum: Leaves) -> World:
     return SceneFilm(int(rng.integers(1 << 30)), stratum, frames)
 
 
-def _short_or_long(rng: np.random.Generator) -> "Leaves":
-    return "short" if rng.choice(("short", "long")) == "short" else "long"
+MOVING: tuple[Leaves, ...] = ("short", "long")
+
+
+def _short_or_long(rng: np.random.Generator) -> Leaves:
+    return MOVING[int(rng.integers(2))]
 
 
 def _leaving(rng: np.random.Generator, is_tiny: bool) -> tuple[World, int, int]:
@@ -109,12 +107,10 @@ def _leaving(rng: np.random.Generator, is_tiny: bool) -> tuple[World, int, int]:
         leave = _seconds(rng, 3, 7)
         across = _wander(rng, total, leave)
         return Panorama(rng, across, has_subject=bool(rng.random() < 0.6)), leave + 32, total
-    from cfbench.systems.scenes import SceneFilm
-
     while True:
         world = SceneFilm(int(rng.integers(1 << 30)), "long", total)
-        away = [(a, b) for kind, a, b in world.events() if kind == "away" and b - a > 5 * rate()]
-        if away and away[0][0] > 3 * rate():
+        away = [(a, b) for kind, a, b in world.events() if kind == "away" and b - a > 5 * RATE]
+        if away and away[0][0] > 3 * RATE:
             return world, *away[0]
 
 
@@ -126,9 +122,9 @@ def _wander(rng: np.random.Generator, total: int, leave: int) -> Floats:
     pace = _seconds(rng, 1.5, 4)
     far = side * rng.uniform(0.25, 0.4) * ease((at - leave) / pace)
     slow = side * rng.uniform(0.0, 0.15) * at / total
-    sway = 0.004 * np.sin(at / rate() * rng.uniform(0.5, 2) + rng.uniform(0, 6))
+    sway = 0.004 * np.sin(at / RATE * rng.uniform(0.5, 2) + rng.uniform(0, 6))
     across = start + far + slow + sway
-    down = 0.5 + 0.2 * np.sin(at / rate() * rng.uniform(0.1, 0.4) + rng.uniform(0, 6))
+    down = 0.5 + 0.2 * np.sin(at / RATE * rng.uniform(0.1, 0.4) + rng.uniform(0, 6))
     return np.stack([across, down, np.full(total, rng.uniform(1.0, 1.4))], 1)
 
 
@@ -151,7 +147,7 @@ def _restless(rng: np.random.Generator, is_tiny: bool) -> World:
     total = _seconds(rng, 16, 24)
     if is_tiny:
         return _tiny(rng, total, _short_or_long(rng))
-    at = np.arange(total) / rate()
+    at = np.arange(total) / RATE
     turns = rng.uniform(0.15, 0.5, 3)
     across = 0.5 + 0.3 * np.sin(turns[0] * at) + 0.1 * np.sin(2.3 * turns[1] * at + 1)
     down = 0.5 + 0.3 * np.sin(turns[2] * at + rng.uniform(0, 6))
@@ -165,16 +161,16 @@ def _restless(rng: np.random.Generator, is_tiny: bool) -> World:
 def _flashback(rng: np.random.Generator, is_tiny: bool) -> Reel:
     world, first, last = _leaving(rng, is_tiny)
     index = np.arange(world.frames)
-    at = int(rng.integers(first + rate(), last - rate()))
+    at = int(rng.integers(first + RATE, last - RATE))
     length = _seconds(rng, 0.5, 4) if rng.random() < 0.7 else world.frames
     end = min(world.frames, at + length)
     # The opening comes back from its first half second on, and goes on from there.
-    begin = int(rng.integers(0, rate() // 2))
+    begin = int(rng.integers(0, RATE // 2))
     back = begin + np.arange(end - at)
     left = next((k for k, frame in enumerate(back) if frame >= first), len(back))
     index[at:end] = back
     reel = Reel(world, index, touched=[(at, end)], blend={at: int(rng.choice((0, 0, 1, 2, 3)))})
-    reel.events.append(Event("flashback", at / rate(), (at + left) / rate(), 1.0))
+    reel.events.append(Event("flashback", at / RATE, (at + left) / RATE, 1.0))
     return reel
 
 
@@ -193,8 +189,8 @@ def _loop(rng: np.random.Generator, is_tiny: bool) -> Reel:
     reel = Reel(world, index.astype(np.intp))
     blend = int(rng.choice((0, 0, 2)))
     reel.blend = {start + k * period: blend for k in range(1, rounds)}
-    span = (start / rate(), (start + rounds * period) / rate())
-    reel.events.append(Event("loop", *span, 1.0, period / rate()))
+    span = (start / RATE, (start + rounds * period) / RATE)
+    reel.events.append(Event("loop", *span, 1.0, period / RATE))
     return reel
 
 
@@ -217,7 +213,7 @@ def _freeze(rng: np.random.Generator, is_tiny: bool) -> Reel:
     rest = np.arange(at + (length if skips else 1), world.frames)
     index = np.concatenate([np.arange(at), held, rest]).astype(np.intp)
     reel = Reel(world, index, frozen=[(at, at + length)])
-    reel.events.append(Event("freeze", at / rate(), (at + length) / rate(), 1.0))
+    reel.events.append(Event("freeze", at / RATE, (at + length) / RATE, 1.0))
     return reel
 
 
@@ -245,7 +241,7 @@ def _cut(rng: np.random.Generator, is_tiny: bool) -> Reel:
     """One to three hard cuts, each to a place not seen before."""
     world = _restless(rng, is_tiny)
     reel = Reel(world, np.arange(world.frames))
-    cuts = np.sort(rng.choice(np.arange(2 * rate(), world.frames - rate()), 3, replace=False))
+    cuts = np.sort(rng.choice(np.arange(2 * RATE, world.frames - RATE), 3, replace=False))
     for at in cuts[: int(rng.integers(1, 4))]:
         reel.others.append((int(at), world.frames, _restless(rng, is_tiny)))
     return reel
@@ -275,11 +271,11 @@ def _flicker(rng: np.random.Generator, is_tiny: bool) -> Reel:
     """Light that jumps or swings."""
     world = _staying(rng, is_tiny) if rng.random() < 0.5 else _restless(rng, is_tiny)
     reel = Reel(world, np.arange(world.frames))
-    at = np.arange(world.frames) / rate()
+    at = np.arange(world.frames) / RATE
     swing = 1 + rng.uniform(0.1, 0.3) * np.sin(at * rng.uniform(1.0, 12.0))
     jumps = np.ones(world.frames)
     for _ in range(int(rng.integers(1, 4))):
-        begin = int(rng.integers(rate(), world.frames))
+        begin = int(rng.integers(RATE, world.frames))
         jumps[begin : begin + _seconds(rng, 0.2, 3)] *= rng.uniform(0.6, 1.35)
     reel.exposure_N = swing if rng.random() < 0.5 else jumps
     return reel

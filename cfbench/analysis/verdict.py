@@ -9,7 +9,7 @@ from cfbench import video
 from cfbench.analysis.events import Event, Kind, detect
 from cfbench.analysis.features import trace
 from cfbench.analysis.planted import PLANTED, film
-from cfbench.analysis.worlds import video_rate
+from cfbench.analysis.worlds import RATE
 from cfbench.stats import Interval, share_interval
 
 NEAR_S = 0.5
@@ -37,7 +37,7 @@ def judge(task: Number) -> Verdict:
     made = film(task.number, task.seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        video.encode(path, [made.frames], video_rate())
+        video.encode(path, [made.frames], RATE)
         found = detect(trace(video.stored(path)))
     return Verdict(made.name, made.events, tuple(found))
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from cfbench import video
 from cfbench.analysis.features import Floats
+from cfbench.systems.scenes import HEIGHT, WIDTH
 
-HEIGHT, WIDTH = 80, 128
+RATE = 16
+"""Frames a second of planted films, as of the tiny world."""
 WIDE, TALL = 8 * WIDTH, 2 * HEIGHT
 OCTAVES = (2, 4, 8, 16, 32)
 
@@ -74,13 +76,8 @@ class Panorama:
         )
         image = np.asarray(seen, np.uint8)
         if self._subject is not None:
-            self._subject.draw(image, index / video_rate())
+            self._subject.draw(image, index / RATE)
         return image
-
-
-def video_rate() -> int:
-    """Frames a second of planted films, as of the tiny world."""
-    return 16
 
 
 class _Disc:

@@ -78,16 +78,18 @@ def openings(chunks: int, told: int) -> Callable[[list[int]], Batch]:
     """Sampler of the first ``chunks`` chunks of films, with the texts of the first ``told``.
 
     In the target that follows something comes back, as ``returns_at`` has it.
+
+    Raises:
+        RuntimeError: none of many scenes is like that, as when ``chunks`` is too small.
     """
 
     def one(seed: int) -> Scene:
         soon = range(chunks, chunks + TARGET // 3)
-        scene = sample_scene(seed, chunks=max(told, SCRIPT_CHUNKS))
-        for k in range(1, TRIES):
-            if any(chunk in soon for chunk in returns_at(scene)):
-                break
+        for k in range(TRIES):
             scene = sample_scene(seed_for("opening", seed, k), chunks=max(told, SCRIPT_CHUNKS))
-        return scene
+            if any(chunk in soon for chunk in returns_at(scene)):
+                return scene
+        raise RuntimeError(f"nothing comes back after {chunks} chunks in {TRIES} scenes")
 
     def sample(seeds: list[int]) -> Batch:
         scenes = [one(seed) for seed in seeds]

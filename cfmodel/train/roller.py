@@ -43,6 +43,12 @@ class _Passes:
     def flow(self, xt: Tensor, sigma_BF: Tensor, text: TextKV, views: list[PreparedView]) -> Tensor:
         return self.net(xt, sigma_BF, text, context=views).v_BFCXY
 
+    @torch.no_grad()
+    def take_in(
+        self, memory: SlotMemory, x0: Tensor, text: TextKV, views: list[PreparedView]
+    ) -> None:
+        take_in(memory, self.recorded_kv(half_traffic(x0.detach()), text, views))
+
 
 @dataclass
 class Roller:
@@ -122,27 +128,16 @@ class Roller:
         if replay is not None:
             replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))
         if commit:
-            self._take_in(passes, memory, x0, text, views)
+            passes.take_in(memory, x0, text, views)
         return x0
 
     def commit(self, net: Any, memory: SlotMemory, x0: Tensor, text: TextKV) -> None:
         """A chunk (B, 3, C, X, Y) that the student did not make goes into the memory."""
         with torch.no_grad():
             views = prepare_views(net, memory, self.sizes.frames)
-        self._take_in(self._passes_of(net), memory, x0, text, views)
+        self._passes_of(net).take_in(memory, x0, text, views)
 
     def _passes_of(self, net: Any) -> _Passes:
         if self._passes is None or self._passes.net is not net:
             self._passes = _Passes(net, self.recorded)
         return self._passes
-
-    def _take_in(
-        self,
-        passes: _Passes,
-        memory: SlotMemory,
-        x0: Tensor,
-        text: TextKV,
-        views: list[PreparedView],
-    ) -> None:
-        with torch.no_grad():
-            take_in(memory, passes.recorded_kv(half_traffic(x0.detach()), text, views))

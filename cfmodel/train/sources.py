@@ -53,7 +53,7 @@ SHORT_CLIPS = 4
 HELD_OUT = 32
 SCRIPTS_AT_ONCE = 64
 HISTORIES = 1024
-"""Beginnings of films that are held, and twice what there are of them at first."""
+"""Beginnings of films that are held; half as many are made before the first is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +215,11 @@ def histories_of(
 ) -> ClipPool[Any] | None:
     """Beginnings of rendered films of ``latents`` latents, with the texts of ``told`` chunks.
 
-    None where the texts are not the tiny world's, so that nothing can be rendered for them.
+    None, with a word in the log, where the texts are not the tiny world's, so that nothing can be
+    rendered for them.
     """
     if use.prompts is not None or experiment.codec.kind == "wan":
+        logger.info("no film begins with a rendered one: only the tiny world's can be rendered")
         return None
     frozen, geometry = frozen_of(experiment, use, shared), experiment.geometry
     batch = max(1, use.render // 2)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,3 +203,12 @@ def test_exposure_and_sharpness_of_known_pictures(tmp_path: Path):
     flat = pixel_values(tmp_path / "b.mp4")
     assert flat["exposure"] == 1.0
     assert flat["sharpness"] < 1 < found["sharpness"]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7])
+def test_every_frame_so_far_apart_whatever_the_blocks(cut):
+    frames = np.arange(11, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 3), np.uint8)
+    blocks = [frames[start : start + cut] for start in range(0, 11, cut)]
+    clip = dataclasses.replace(video.held(frames, 16), blocks=lambda: iter(blocks))
+    for step in (1, 2, 4, 20):
+        assert np.array_equal(np.concatenate(list(clip.every(step))), frames[::step])

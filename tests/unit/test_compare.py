@@ -10,12 +10,12 @@ import pytest
 
 from cfbench import video
 from cfbench.aggregate import DIMENSIONS, normaliser_bytes
-from cfbench.analysis.compare import Case, Comparison, compare, deltas, prompt_means
+from cfbench.analysis.compare import Case, Comparison, compare, prompt_means
 from cfbench.analysis.compare_page import render, write_comparison
 from cfbench.curves import CURVES
 from cfbench.frame import build_frame
 from cfbench.prompts import canonical
-from cfbench.stats import holm
+from cfbench.stats import deltas, holm
 from cfbench.store import open_store
 from cfbench.types import Prompt, RunRecord, Score, Segment
 from tests.helpers.bench import cfbench

@@ -19,6 +19,7 @@ from cfbench.analysis.drift import (
 )
 from cfbench.analysis.drifting import find_drift, read_latents
 from cfbench.errors import CfError
+from cfbench.store import open_store
 from cfbench.types import WindowScore
 from tests.helpers.bench import cfbench
 from tests.helpers.reports import score
@@ -191,6 +192,24 @@ def test_verb(tmp_path: Path) -> None:
     spoken = cfbench("drift", *folders, "--workers", "1")
     assert "dim exposure: -" in spoken.stdout
     assert "1 of 1 films left the band, half of these by 14 s" in spoken.stdout
+
+
+def test_scores_of_a_run_go_to_the_film_that_they_are_of(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    hashes = [
+        video.encode(films / f"{name}.mp4", [fading(8, dim=dim)], 8).sha256
+        for name, dim in (("a", 0.0), ("b", 1.0))
+    ]
+    windows = tuple(WindowScore(start_s=t, end_s=t + 2, value=1 - t / 10) for t in (0, 2, 4, 6))
+    store = open_store(tmp_path / "run", exists=False)
+    store.append("scores", score(hashes[1], "dino_first", 0.5, windows=windows))
+    found = find_drift(
+        [films], latents=None, store=tmp_path / "run", settings=SETTINGS, workers=1, plot=None
+    )["films"]
+    named = {Path(film).stem: [one["measure"] for one in many] for film, many in found.items()}
+    assert "score:dino_first" in named["b"]
+    assert not any(name.startswith("score:") for name in named["a"])
 
 
 def test_latents_must_be_there_and_be_numbers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cfbench.analysis.features import Trace, pixel_features, trace
 from cfbench.analysis.run import events_of, find_events
 from cfbench.analysis.verdict import Number, Verdict, is_hit, judge, tally
 from cfbench.analysis.watch import feature_named, films_in, look
-from cfbench.analysis.worlds import video_rate
+from cfbench.analysis.worlds import RATE
 from cfbench.errors import CfError
 from cfbench.progress import Reporter
 from cfbench.systems.scenes import SceneFilm
@@ -27,9 +27,7 @@ SEED = 77  # of neither the set that chose the thresholds nor the one that judge
 
 def found(number: int) -> Verdict:
     made = planted.film(number, SEED)
-    return Verdict(
-        made.name, made.events, tuple(detect(trace(video.held(made.frames, video_rate()))))
-    )
+    return Verdict(made.name, made.events, tuple(detect(trace(video.held(made.frames, RATE)))))
 
 
 @pytest.mark.parametrize("number", range(12, 24))
