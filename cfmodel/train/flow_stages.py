@@ -1,7 +1,7 @@
 """Flow matching on pools of clips: one stage, and what it is trained to do as an ``Objective``.
 
-``base`` is bidirectional, ``causal-init`` teacher-forced; the context teacher's objective is in
-``cfmodel.train.teacher``.
+``base`` is bidirectional; causal objectives are in ``cfmodel.train.forcing``, the context teacher's
+in ``cfmodel.train.teacher``.
 
 Dims: B batch, F latent frames, G texts, S text tokens, E text width.
 """
@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cfmodel.config import Experiment, Geometry
+from cfmodel.config import Experiment
 from cfmodel.flow import shift_sigma
-from cfmodel.nn.masks import Mask, frame_mask, teacher_forcing
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.losses import flow_loss, noised
@@ -24,7 +23,6 @@ from cfmodel.train.recorded import Recorded
 from cfmodel.train.state import Lora, Trainable, write_weights
 
 EMPTY_SHARE = 0.1
-CONTEXT_NOISE = 0.2
 EVALUATIONS = 4
 
 ObjectiveNet = Any
@@ -266,65 +264,3 @@ class Bidirectional:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes nothing."""
-
-
-class TeacherForcing:
-    """Every chunk is denoised given the clean chunks before it, all in one pass.
-
-    The noise level is drawn per chunk. The clean chunks carry a little noise, from none to
-    ``CONTEXT_NOISE``, since a student's own chunks are not perfect either.
-
-    Source: the causal initialisation that Self Forcing and Context Forcing begin from.
-    """
-
-    def __init__(self, geometry: Geometry, shift: float = 1.0) -> None:
-        self.geometry, self.shift = geometry, shift
-        self._masks: dict[int, Mask] = {}
-
-    def draw(self, units: Units, draws: Draws) -> Units:
-        """Noise levels, noise, and a context with a little noise of its own."""
-        spread = CONTEXT_NOISE * draws.uniform(len(units["x0"]), 1, 1, 1, 1)
-        return self._drawn(units, draws, spread)
-
-    def loss(self, net: ObjectiveNet, batch: Units) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the flow of the noisy half."""
-        x0, eps, sigma_BF, text = batch["x0"], batch["eps"], batch["sigma"], batch["text"]
-        frames = x0.shape[1]
-        if frames not in self._masks:
-            self._masks[frames] = frame_mask(
-                teacher_forcing(frames, self.geometry.chunk), 2 * frames,
-                self.geometry.tokens_per_frame, device=x0.device,
-            )  # fmt: skip
-        v = net(
-            half_traffic(torch.cat([batch["context"], noised(x0, eps, sigma_BF)], 1)),
-            torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1),
-            net.text_kv(torch.cat([text, text], 1)),
-            positions=torch.arange(frames, device=x0.device).repeat(2),
-            mask=self._masks[frames],
-        ).v_BFCXY[:, frames:]
-        return flow_loss(v, x0, eps), v
-
-    def learn(self, batch: Units, v: Tensor) -> None:
-        """Nothing: it learns nothing on its way."""
-
-    def figures(self, net: ObjectiveNet, units: Units, draws: Draws) -> dict[str, Tensor]:
-        """The loss with a clean context."""
-        batch = self._drawn(units, draws, units["x0"].new_zeros(()))
-        return {"flow_loss": self.loss(net, batch)[0]}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: it learns nothing on its way."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes nothing."""
-
-    def _drawn(self, units: Units, draws: Draws, spread: Tensor) -> Units:
-        x0, chunk = units["x0"], self.geometry.chunk
-        eps = draws.like(x0)
-        sigma_BG = shift_sigma(draws.uniform(len(x0), x0.shape[1] // chunk), self.shift)
-        context = x0 + spread * draws.like(x0)
-        return {
-            "x0": x0, "eps": eps, "sigma": sigma_BG.repeat_interleave(chunk, 1),
-            "context": context, "text": units["text"],
-        }  # fmt: skip

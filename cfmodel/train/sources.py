@@ -43,6 +43,7 @@ Shared = dict[str, Any]
 
 CLIPS: dict[str, Clips] = {
     "chunk": "chunk", "base": "contiguous", "causal-init": "contiguous", "teacher": "context",
+    "context-init": "context",
 }  # fmt: skip
 """Stages that learn from clips."""
 PROMPTED = ("dmd", "cdmd", "streaming")

@@ -15,7 +15,8 @@ from cfmodel.train.data import SCRIPT_CHUNKS, TARGET
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
 from cfmodel.train.films import ContextStream, Films, FreshFilms, Rollout, StreamingFilms
-from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective, TeacherForcing
+from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective
+from cfmodel.train.forcing import MemoryForcing, TeacherForcing
 from cfmodel.train.loop import Strategy
 from cfmodel.train.matching import Matching, MatchingStage
 from cfmodel.train.roller import Roller
@@ -35,7 +36,7 @@ from cfmodel.train.text import TextStage
 
 Stage = Literal[
     "codec", "decoder", "text",
-    "chunk", "base", "teacher", "causal-init",
+    "chunk", "base", "teacher", "causal-init", "context-init",
     "dmd", "cdmd", "streaming",
 ]  # fmt: skip
 CODEC_BATCH, CODEC_LR, DECODER_LR = 32, 1.2e-3, 8e-4
@@ -75,6 +76,7 @@ class Numbers:
     chunk: Flow
     base: Flow
     causal: Flow
+    context: Flow
     teacher: Flow
     recycling: Recycling
     films: int
@@ -90,6 +92,7 @@ _SMALL_NUMBERS = Numbers(
     chunk=Flow(batch=384, lr=2e-3, shift=1.5),
     base=Flow(batch=96, lr=1e-3, shift=2.0, init="chunk"),
     causal=Flow(batch=64, lr=5e-4, shift=1.5, init="chunk"),
+    context=Flow(batch=96, lr=1e-3, shift=1.5, init="teacher"),
     teacher=Flow(batch=96, lr=1e-3, shift=2.0, init="base"),
     recycling=Recycling(bins=20, entries=64),
     films=192,
@@ -110,6 +113,7 @@ NUMBERS: dict[Family, Numbers] = {
         chunk=Flow(batch=64, lr=1e-4, shift=5.0),
         base=Flow(batch=8, lr=1e-5, shift=5.0),
         causal=Flow(batch=8, lr=1e-5, shift=5.0, init="base"),
+        context=Flow(batch=8, lr=1e-5, shift=5.0, init="teacher"),
         teacher=Flow(
             batch=8, lr=1e-4, shift=5.0, init="base", lora=Lora(rank=128, alpha=128)
         ),
@@ -184,6 +188,12 @@ def _causal(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     return _flow("causal-init", objective, numbers, experiment, use, shared)
 
 
+def _context(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
+    numbers = NUMBERS[experiment.family].context
+    objective = MemoryForcing(experiment.geometry, numbers.shift)
+    return _flow("context-init", objective, numbers, experiment, use, shared)
+
+
 def _teacher(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
     family = NUMBERS[experiment.family]
     numbers = family.teacher
@@ -246,6 +256,7 @@ STAGES: dict[Stage, Callable[[Experiment, Resources, Shared], Strategy]] = {
     "base": _base,
     "teacher": _teacher,
     "causal-init": _causal,
+    "context-init": _context,
     "dmd": _dmd,
     "cdmd": _cdmd,
     "streaming": _streaming,

@@ -22,7 +22,8 @@ from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
 from cfmodel.train.films import FreshFilms, Rollout, StreamingFilms
-from cfmodel.train.flow_stages import Bidirectional, FlowStage, TeacherForcing
+from cfmodel.train.flow_stages import Bidirectional, FlowStage
+from cfmodel.train.forcing import TeacherForcing
 from cfmodel.train.loop import Engine, Resumable, StoppedError, train
 from cfmodel.train.matching import Matching, MatchingStage
 from cfmodel.train.pool import ClipPool, Units
