@@ -29,6 +29,7 @@ PresetName = Annotated[str, typer.Option("--preset", help="family, family/row or
 Overrides = Annotated[
     list[str], typer.Option("--set", help="change a field, as in memory.tau=0.9; repeatable")
 ]
+Compiled = Annotated[bool, typer.Option("--compile", help="use torch.compile")]
 WeightsSource = Annotated[
     str | None,
     typer.Option("--weights", help="student: file, folder or hub id; .pt#ENTRY; docs/weights.md"),
@@ -68,6 +69,7 @@ def sample(
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
+    compiled: Compiled = False,
     as_json: Json = False,
 ) -> None:
     """Write films as H.264 while they are made."""
@@ -103,6 +105,7 @@ def sample(
         after=after,
         base=base,
         image=image,
+        compiled=compiled,
     )
     said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
     _say(result if as_json else said)
@@ -229,7 +232,7 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="compute activations twice, keep few")
     ] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    compiled: Compiled = False,
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="replay passes; one GPU, whole batches")
     ] = False,
@@ -326,6 +329,7 @@ def rollout_speed(
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
+    compiled: Compiled = False,
     as_json: Json = False,
 ) -> None:
     """Time of each chunk and growth of memory over long films, on random weights and texts."""
@@ -338,6 +342,7 @@ def rollout_speed(
         out,
         device=pipeline.choose_device(None if device == "auto" else device),
         attention=cast(Any, attention),
+        compiled=compiled,
     )
     _say(
         {name: record["summary"] for name, record in made.items()}
@@ -366,7 +371,7 @@ def measure(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing/--no-checkpointing", help="compute activations twice")
     ] = True,
-    compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    compiled: Compiled = False,
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
     as_json: Json = False,

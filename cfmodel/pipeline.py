@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfmodel.config import Attention, Experiment, Geometry, Switch
 from cfmodel.io.checkpoints import student
-from cfmodel.io.codec import Codec, random_codec, tae_codec
+from cfmodel.io.codec import Codec, WanCodec, random_codec, tae_codec
 from cfmodel.io.text import HEADS, BytePooler, BytesText, TextEncoder
 from cfmodel.io.wan_parts import BASE, umt5, wan_vae
 from cfmodel.io.weights import bundled, is_known, load_into, load_weights, randomize, resolve
@@ -70,6 +70,7 @@ class Pipeline:
         device: torch's name of where it runs.
         dtype: of the student, as in ``float32``.
         attention: the backend in use; never ``auto``.
+        compiled: whether ``compile_parts`` was called.
     """
 
     def __init__(
@@ -92,10 +93,22 @@ class Pipeline:
         self._device = model.patch_embed.weight.device
         self.dtype = str(self._dtype).removeprefix("torch.")
         self.device = str(self._device)
+        self.compiled = False
+
+    def compile_parts(self) -> None:
+        """Has the compiler make programs of the transformer's blocks and of Wan's decoder.
+
+        That happens when they are first used, and takes a minute or so; films differ in rounding.
+        """
+        self.model.compile_parts()
+        if isinstance(self.codec, WanCodec):
+            self.codec.compile_parts()
+        self.compiled = True
 
     def record(self) -> dict[str, str]:
         """What, beside the experiment, decides a film's bytes: device, dtype, attention, codec."""
         return {
+            **({"compiled": "true"} if self.compiled else {}),
             "device": self.device,
             "dtype": self.dtype,
             "attention": self.attention,
@@ -339,6 +352,7 @@ def load(
     attention: Attention = "auto",
     threads: int | None = None,
     base: str | None = None,
+    compiled: bool = False,
 ) -> Pipeline:
     """An experiment's networks with their weights, ready to make films.
 
@@ -350,6 +364,7 @@ def load(
         attention: backend; ``auto`` is decided here and can be read from the result.
         threads: torch's CPU threads, for the whole process; None leaves them.
         base: source of Wan's VAE and UMT5; None is the published one. Other families bring theirs.
+        compiled: see ``Pipeline.compile_parts``.
 
     Raises:
         ValueError: weights that are not trained yet, missing or damaged; a device or backend that
@@ -386,7 +401,10 @@ def load(
     weights = {"student": student_sha256, "codec": codec.spec.sha256, "text": text.sha256}
     logger.info("%s on %s, %s, attention %s", experiment.name, where, kind, backend)
     model = model.to(where, kind).eval().requires_grad_(False)
-    return Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
+    pipeline = Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
+    if compiled:
+        pipeline.compile_parts()
+    return pipeline
 
 
 def _load_student(model: VideoTransformer, experiment: Experiment) -> str:

@@ -205,6 +205,7 @@ def sample(
     after: Path | None = None,
     image: Path | None = None,
     base: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Makes the films of ``scripts`` at ``paths``, and returns what was made.
 
@@ -226,7 +227,7 @@ def sample(
         # A later chunk has more pixel frames than the first of a film.
         chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
         wanted += history.shape[1]
-    pipeline = load(experiment, device=device, attention=attention, base=base)
+    pipeline = load(experiment, device=device, attention=attention, base=base, compiled=compiled)
     films = []
     with _progress(chunks * len(scripts)) as advance:
         for script, path in zip(scripts, paths, strict=True):

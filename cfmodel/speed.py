@@ -57,7 +57,11 @@ class RandomText:
 
 
 def random_pipeline(
-    experiment: Experiment, *, device: torch.device, attention: Attention = "auto"
+    experiment: Experiment,
+    *,
+    device: torch.device,
+    attention: Attention = "auto",
+    compiled: bool = False,
 ) -> Pipeline:
     """A pipeline of an experiment's sizes with random weights, bfloat16 on CUDA.
 
@@ -71,7 +75,10 @@ def random_pipeline(
     model = model.to(device, dtype).eval().requires_grad_(False)
     text = RandomText(experiment.model.text_tokens, experiment.model.text_width)
     codec = _codec(experiment, device)
-    return Pipeline(experiment, model, codec, text, weights={}, attention=backend)
+    pipeline = Pipeline(experiment, model, codec, text, weights={}, attention=backend)
+    if compiled:
+        pipeline.compile_parts()
+    return pipeline
 
 
 def _codec(experiment: Experiment, device: torch.device) -> Codec:
@@ -212,6 +219,7 @@ def measure(
     *,
     device: torch.device,
     attention: Attention = "auto",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Films of several lengths, each under its seconds in the file ``out``, whose others stay.
 
@@ -223,7 +231,7 @@ def measure(
     """
     for seconds in lengths_s:
         tenths(range(experiment.geometry.chunks_for(seconds)))
-    pipeline = random_pipeline(experiment, device=device, attention=attention)
+    pipeline = random_pipeline(experiment, device=device, attention=attention, compiled=compiled)
     cuda = device.type == "cuda"
     about = {
         "preset": f"{experiment.family}/{experiment.name}",

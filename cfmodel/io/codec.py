@@ -6,6 +6,7 @@ Dims: B batch, R pixel frames, F latent frames, C latent channels, Y X rows and 
 frame, in latents X Y.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ LEVELS = 255
 MEAN, STD = "latents_mean", "latents_std"
 PIXELS_AT_ONCE = 2**25
 """Pixels decoded or encoded in one call: bounds memory, and is a whole film at small sizes."""
+WAN_FIRST, WAN_AT_ONCE = 3, 3
+"""Latents that Wan's VAE decodes one by one until its cache is full, and together afterwards."""
 NANO_GAIN = 1.0
 """Contrast of random weights' pixels, so that films made with them are not one grey."""
 
@@ -217,6 +220,28 @@ class WanCodec:
             channels=config.z_dim,
             strides=(2 ** sum(config.temperal_downsample), space, space),
         )
+        self.steady: Callable[[Tensor, list[Any]], tuple[Tensor, list[Any]]] = self._steady
+        if self.device.type == "cuda":
+            self._lay_out()
+
+    def compile_parts(self) -> None:
+        """Has the compiler make one program of decoding ``WAN_AT_ONCE`` latents in mid-film."""
+        self.steady = torch.compile(self._steady, fullgraph=True, dynamic=False)
+
+    def _steady(self, x_BCFXY: Tensor, features: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Pixel frames of latents in mid-film, and the convolutions' cache after them."""
+        features = list(features)
+        out = self.vae.decoder(
+            self.vae.post_quant_conv(x_BCFXY), feat_cache=features, feat_idx=[0], first_chunk=False
+        )
+        return out, features
+
+    def _lay_out(self) -> None:
+        """Channels last, as the convolutions of tensor cores want them."""
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        for parameter in self.vae.parameters():
+            if parameter.ndim in formats:
+                parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
     @torch.no_grad()
     def encode(self, frames_BRYXC: Tensor) -> Tensor:
@@ -244,7 +269,8 @@ class WanDecoder:
         self._batch = batch
         convolutions = (isinstance(m, WanCausalConv3d) for m in codec.vae.decoder.modules())
         self._features: list[Any] = [None] * sum(convolutions)
-        self._begun = False
+        self._seen = 0
+        self._fixed = False
 
     @torch.no_grad()
     def push(self, latents_BFCXY: Tensor) -> Tensor:
@@ -254,17 +280,42 @@ class WanDecoder:
             ValueError: the latents are of another number of films.
         """
         _check_batch(latents_BFCXY, self._batch)
-        vae, frames = self._codec.vae, []
-        raw = self._codec.normaliser.to_codec(latents_BFCXY).to(self._codec.dtype)
-        for latent_B1CXY in raw.split(1, dim=1):
-            # The VAE's own decode() empties the cache; its parts do not.
-            x = vae.post_quant_conv(latent_B1CXY.transpose(1, 2))
-            out_BCRYX = vae.decoder(
-                x, feat_cache=self._features, feat_idx=[0], first_chunk=not self._begun
-            )
-            self._begun = True
+        frames = []
+        raw_BFCXY = self._codec.normaliser.to_codec(latents_BFCXY).to(self._codec.dtype)
+        rest = raw_BFCXY.transpose(1, 2)
+        while rest.shape[2]:
+            size = 1 if self._seen < WAN_FIRST else WAN_AT_ONCE
+            out_BCRYX = self._decode(rest[:, :, :size])
             frames.append(to_uint8(out_BCRYX.transpose(1, 2) / 2 + 0.5))
+            rest = rest[:, :, size:]
         return torch.cat(frames, dim=1)
+
+    def _held(self) -> list[Any]:
+        """The cache in tensors of its own, laid out alike from call to call: so it compiles once."""
+        if not self._fixed:
+            layout = torch.channels_last_3d
+            self._features = [
+                None if x is None else torch.empty_like(x, memory_format=layout).copy_(x)
+                for x in self._features
+            ]
+            self._fixed = True
+        return self._features
+
+    def _decode(self, x_BCFXY: Tensor) -> Tensor:
+        codec, count, first = self._codec, x_BCFXY.shape[2], self._seen == 0
+        self._seen += count
+        if count == WAN_AT_ONCE:  # in mid-film
+            out, found = codec.steady(x_BCFXY, self._held())
+            for mine, new in zip(self._features, found, strict=True):
+                if new is not None:
+                    mine.copy_(new)
+            return out
+        self._fixed = False
+        # The VAE's own decode() empties the cache; its parts do not.
+        return codec.vae.decoder(
+            codec.vae.post_quant_conv(x_BCFXY),
+            feat_cache=self._features, feat_idx=[0], first_chunk=first,
+        )  # fmt: skip
 
 
 def tae_codec(

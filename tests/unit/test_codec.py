@@ -1,5 +1,7 @@
 """Codecs: streaming equals whole, normalisation, weights files."""
 
+import functools
+
 import pytest
 import torch
 
@@ -73,6 +75,27 @@ def test_wan_stream_equals_diffusers(wan):
     with torch.no_grad():
         theirs = wan.vae.decode(raw).sample.transpose(1, 2) / 2 + 0.5
     assert torch.equal(pushed(wan, z, [2, 1]), codecs.to_uint8(theirs))
+
+
+def test_wan_latents_decoded_together_equal_those_decoded_alone(wan):
+    """In mid-film a chunk goes through the VAE at once; its cache is that of single steps."""
+    z = latents(1, 9, 16, 2, 2)
+    alone = pushed(wan, z, 1).int()
+    together = pushed(wan, z, 3).int()
+    assert alone.float().std() > 16
+    assert (alone - together).abs().max() <= 1
+    assert (alone - together).abs().float().mean() < 1e-3
+
+
+def test_wan_decoder_in_mid_film_is_one_program(wan, monkeypatch):
+    """The compiler's front end alone: its back end takes a minute and is not ours."""
+    z = latents(1, 9, 16, 2, 2)
+    eager = pushed(wan, z, 3).int()
+    monkeypatch.setattr(wan, "steady", wan.steady)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    wan.compile_parts()
+    assert wan.steady != wan._steady
+    assert (pushed(wan, z, 3).int() - eager).abs().max() <= 1
 
 
 def test_wan_streams_do_not_share_their_cache(wan):
