@@ -70,7 +70,10 @@ def random_pipeline(
     """
     backend, attend = choose_attention(attention, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    # Weights of its own would be drawn for nothing, which takes a while at 1.3 B.
+    with torch.device("meta"):
+        model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    model.to_empty(device="cpu")
     randomize(model, "student")
     model = model.to(device, dtype).eval().requires_grad_(False)
     text = RandomText(experiment.model.text_tokens, experiment.model.text_width)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cfmodel.config import CodecConfig
+from cfmodel.io.wan_stream import decode_steady
 from cfmodel.io.weights import Weights, load_into, randomize, tensors_sha256
 from cfmodel.nn.tae import StreamState, TinyAutoencoder
 
@@ -229,12 +230,7 @@ class WanCodec:
         self.steady = torch.compile(self._steady, fullgraph=True, dynamic=False)
 
     def _steady(self, x_BCFXY: Tensor, features: list[Any]) -> tuple[Tensor, list[Any]]:
-        """Pixel frames of latents in mid-film, and the convolutions' cache after them."""
-        features = list(features)
-        out = self.vae.decoder(
-            self.vae.post_quant_conv(x_BCFXY), feat_cache=features, feat_idx=[0], first_chunk=False
-        )
-        return out, features
+        return decode_steady(self.vae, x_BCFXY, features)
 
     def _lay_out(self) -> None:
         """Channels last, as the convolutions of tensor cores want them."""
@@ -291,7 +287,7 @@ class WanDecoder:
         return torch.cat(frames, dim=1)
 
     def _held(self) -> list[Any]:
-        """The cache in tensors of its own, laid out alike from call to call: so it compiles once."""
+        """The cache in tensors laid out alike from call to call, so that this compiles once."""
         if not self._fixed:
             layout = torch.channels_last_3d
             self._features = [
