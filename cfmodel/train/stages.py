@@ -99,7 +99,7 @@ _SMALL_NUMBERS = Numbers(
     dmd=_SMALL,
     cdmd=replace(_SMALL, guidance=1.0),
     local=Rollout(midway=0.7),
-    contextual=Rollout(stream=5 * TARGET, context="memory", history=0.25, after=2 * TARGET),
+    contextual=Rollout(stream=4 * TARGET, context="memory", history=0.25, after=2 * TARGET),
     streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
