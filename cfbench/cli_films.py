@@ -1,6 +1,5 @@
 """Verbs for any films, whoever made them: events, drift, motion. ``cli`` gives them their names."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,22 +14,16 @@ from cfbench.options import (
     Out,
     SuiteName,
     To,
+    Workers,
+    staff,
     typed,
 )
 from cfbench.output import say
 
 Films = Annotated[list[Path], typer.Argument(help="films, or folders of films")]
-Workers = Annotated[int, typer.Option(help="processes; 0 is one a core")]
 FeatureName = Annotated[
     str, typer.Option("--feature", help="module:function that embeds frames; default pixels")
 ]
-
-
-def staff(workers: int) -> int:
-    """Processes for a number that a user gave; 0 is one a core."""
-    if workers < 0:
-        raise CfError(f"--workers {workers}: expected 0 or more")
-    return workers or os.cpu_count() or 1
 
 
 def events(
