@@ -21,6 +21,18 @@ CURVES: Mapping[str, str] = {
 """Dimensions that emit windows around ``TIMES_S``, as the paper's Table 1; their axis titles."""
 
 CONSISTENCY = "dino_first"
+SERIES: Mapping[str, tuple[str, ...]] = {
+    "LongLive's weights, wider windows": (
+        "longlive",
+        "longlive-3.75",
+        "longlive-5.25",
+        "longlive-6",
+        "longlive-9",
+        "longlive-12",
+    ),
+    "Ours, fewer slow latents": ("no-slow", "slow-2", "slow-4", "slow-8", "ours"),
+}
+"""Systems that share weights and differ in the length of their context alone, shortest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,8 @@ class ContextPoint:
     held_latents: int
     quality: Interval
     consistency: Interval
+    scored: int
+    expected: int
 
 
 def at_time(
@@ -187,6 +201,8 @@ def context_points(
                 held_latents=held,
                 quality=summaries[system]["quality"].mean,
                 consistency=last.get(system, Interval(None, None, None)),
+                scored=summaries[system]["quality"].scored,
+                expected=summaries[system]["quality"].expected,
             )
         )
     return sorted(points, key=lambda point: (point.span_s, point.held_latents))

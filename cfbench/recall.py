@@ -196,7 +196,9 @@ def plan(
         CfError: unknown system, or one that is not trained.
     """
     makers = {address: made_by(address) for address in addresses}
-    ways = [(way, gap_s) for way in WAYS for gap_s in (gaps_s if way == "forced" else free_s)]
+    ways: list[tuple[Way, float]] = [
+        (way, gap_s) for way in WAYS for gap_s in (gaps_s if way == "forced" else free_s)
+    ]
     return [
         Task(address, number, gap_s, seed, way, maker)
         for number in range(count)

@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from cfbench import curves, plots, render, tables
+from cfbench import context_plot, curves, plots, render, tables
 from cfbench import prompts as prompt_sets
 from cfbench import readme as readme_file
 from cfbench.aggregate import Normaliser, load_normaliser, suite_normaliser
@@ -59,6 +59,7 @@ class Analysis:
     all_tables: tuple[Table, ...]
     differences: tuple[tables.Difference, ...]
     curves: Mapping[str, list[curves.Curve]]
+    table1: tables.Paper
     tier: Tier
     header: str
 
@@ -141,6 +142,7 @@ def analyse(
         all_tables=(main, *by_stratum, dimensions),
         differences=tuple(tables.differences(frame, chosen, labels=labels)),
         curves={name: curves.time_curves(frame, name) for name in present},
+        table1=tables.read_paper(paper_folder() / "table1.csv") if paper else {},
         tier=tier,
         header=header,
     )
@@ -200,8 +202,10 @@ def _drawings(analysis: Analysis, folder: Path, paths: Mapping[str, Path]) -> li
             partial(plots.time_multiples, folder / f"time-{name.replace('_', '-')}", found, labels)
             for name, found in analysis.curves.items()
         ),
-        partial(plots.context_length, folder / "context-length", points, labels),
-        partial(plots.time_overview, folder / "time", analysis.curves, labels),
+        partial(context_plot.context_length, folder / "context-length", points, labels),
+        partial(
+            plots.time_overview, folder / "time", analysis.curves, labels, printed=analysis.table1
+        ),
         partial(plots.dimension_map, folder / "dimensions", analysis.found, labels),
         partial(plots.forest, folder / "differences", analysis.differences),
     ]
