@@ -82,6 +82,36 @@ def motion(films: Films, workers: Workers = 0, as_json: Json = False) -> None:
     say(find_motion(films, workers=staff(workers)), as_json)
 
 
+def consistency(
+    films: Annotated[
+        list[Path] | None, typer.Argument(help="films, or folders of films; a group each")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="run whose systems are groups too")] = None,
+    features: Annotated[
+        str, typer.Option(help="tiny, or reference[:FOLDER] for DINOv2 and CLIP")
+    ] = "tiny",
+    texts: Annotated[
+        Path | None, typer.Option(help="JSON or CSV with a text for each film's stem")
+    ] = None,
+    paper: Annotated[bool, typer.Option(help="put the paper's Table 1 beside")] = True,
+    to: Annotated[Path | None, typer.Option(help="folder of tables and plot")] = None,
+    workers: Workers = 0,
+    as_json: Json = False,
+) -> None:
+    """Similarity to first frame and text at 10 to 60 s, and from clip to clip (Table 1)."""
+    from cfbench.analysis.consistency_page import consistency_told, find_consistency
+    from cfbench.report import paper_folder
+    from cfbench.run import commit
+    from cfbench.tables import read_paper
+
+    found = find_consistency(
+        films or [], run=run, texts=texts, features=features, workers=staff(workers),
+        paper=read_paper(paper_folder() / "table1.csv") if paper else {}, to=to,
+        header=f"commit {commit()}; command {typed()}",
+    )  # fmt: skip
+    say(found if as_json else consistency_told(found), as_json)
+
+
 def compare(
     a: Annotated[str, typer.Argument(help="system, as in the table's rows: ours")],
     b: Annotated[str, typer.Argument(help="system to hold it against")],
