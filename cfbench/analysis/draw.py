@@ -11,6 +11,7 @@ from cfbench.analysis.drift import Group, Settings
 from cfbench.analysis.returns import Return
 from cfbench.curves import CURVES
 from cfbench.plots import BLUE, COLOURS, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure
+from cfbench.plots import DASHES as REFERENCES
 from cfbench.stats import Interval
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ TITLES = {
 }
 
 
-def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None:
+def drift_curves(
+    out: Path,
+    groups: Sequence[Group],
+    settings: Settings,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Change of every measure against time: each film thin, the mean of a group thick.
 
     The grey zone is the band that a film may not leave; the dotted line ends the opening.
@@ -38,6 +44,7 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         out: path; written as .pdf and .png.
         groups: one a group of films and measure.
         settings: with which they were measured.
+        titles: how the legend calls groups, by label; others are called by their label.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
@@ -60,15 +67,16 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         canvas.supxlabel("time in the film (s)", fontsize=9)
         canvas.supylabel("change from the film's opening (%)", fontsize=9)
         handles = [_handle(looks[label]) for label in labels]
+        called = [(titles or {}).get(label, label) for label in labels]
         canvas.legend(
-            handles, labels, loc="outside upper left", ncols=min(4, len(labels)), fontsize=8
+            handles, called, loc="outside upper left", ncols=min(4, len(labels)), fontsize=8
         )
 
 
 def _look(label: str, index: int) -> tuple[str, str]:
     """Colour and dashes; groups called like a system have the colour that it has elsewhere."""
     colour = COLOURS.get(label, PALETTE[index % len(PALETTE)])
-    return colour, DASHES[index // len(PALETTE) % len(DASHES)]
+    return colour, REFERENCES.get(label, DASHES[index // len(PALETTE) % len(DASHES)])
 
 
 def _handle(look: tuple[str, str]) -> Any:

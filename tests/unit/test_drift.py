@@ -99,7 +99,8 @@ def test_slope_is_least_squares_and_its_interval_covers() -> None:
 
 
 def test_few_windows_have_no_interval() -> None:
-    assert slope(np.arange(4.0), np.arange(4.0), SETTINGS) == (1.0, None, None)
+    # Sums of products are rounded differently on different processors.
+    assert slope(np.arange(4.0), np.arange(4.0), SETTINGS) == (pytest.approx(1.0), None, None)
     assert slope(np.zeros(1), np.zeros(1), SETTINGS) == (None, None, None)
 
 
