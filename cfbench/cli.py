@@ -245,7 +245,14 @@ def report(
     readme: Annotated[
         Path | None, typer.Option(help="file whose table and picture are replaced too")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="compare, write nothing")] = False,
+    films: Annotated[bool, typer.Option(help="gallery and contact sheet too")] = True,
+    recall: Annotated[Path | None, typer.Option(help="folder of cfbench recall")] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="flashbacks, loops and freezes of the films too")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="make it again and compare, write nothing")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Writes tables, plots, gallery and the page that holds them."""
@@ -265,6 +272,9 @@ def report(
         paper=paper,
         command=typed(),
         readme=readme,
+        films=films,
+        recall=recall,
+        events=events,
     )
     say(result, as_json)
 

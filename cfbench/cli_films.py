@@ -100,7 +100,7 @@ def consistency(
 ) -> None:
     """Similarity to first frame and text at 10 to 60 s, and from clip to clip (Table 1)."""
     from cfbench.analysis.consistency_page import consistency_told, find_consistency
-    from cfbench.report import paper_folder
+    from cfbench.findings import paper_folder
     from cfbench.run import commit
     from cfbench.tables import read_paper
 

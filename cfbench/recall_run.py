@@ -11,6 +11,7 @@ from cfbench.progress import Reporter
 from cfbench.recall import REFERENCES, Answer, ask, plan, row, summary
 from cfbench.recall_plot import forgetting
 from cfbench.store import write_atomic
+from cfbench.tables import OURS
 
 ALWAYS = ("codec-truth", "another-scene")
 PLOT, RESULT = "forgetting", "forgetting.json"
@@ -50,16 +51,19 @@ def forget(
         found = ask(
             tasks, folder, device=device, attention=attention, workers=workers, reporter=reporter
         )
-    return write(found, addresses, folder)
-
-
-def write(found: Sequence[Answer], addresses: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Result and plot of answers, in a folder."""
-    asked = [address for address in addresses if row(address) not in REFERENCES]
-    specs = {spec.address: spec for spec in systems.describe(asked)}
-    tree = summary(found, ours=addresses[0])
-    tree["recent_past_s"] = {name: recent_past_s(spec.experiment) for name, spec in specs.items()}
-    tree["labels"] = {name: spec.label for name, spec in specs.items()}
+    tree = tree_of(found)
     write_atomic(folder / RESULT, (json.dumps(tree, indent=2, sort_keys=True) + "\n").encode())
     forgetting(folder / PLOT, tree, tree["labels"])
+    return tree
+
+
+def tree_of(found: Sequence[Answer]) -> dict[str, Any]:
+    """The summary of answers, with labels and recent past of their systems; the first is ours."""
+    addresses = dict.fromkeys(answer.task.system for answer in found)
+    asked = [address for address in addresses if row(address) not in REFERENCES]
+    specs = {spec.address: spec for spec in systems.describe(asked)}
+    ours = next((name for name in asked if row(name) == OURS), next(iter(addresses)))
+    tree = summary(found, ours=ours)
+    tree["recent_past_s"] = {name: recent_past_s(spec.experiment) for name, spec in specs.items()}
+    tree["labels"] = {name: spec.label for name, spec in specs.items()}
     return tree

@@ -20,7 +20,7 @@ from cfbench.analysis.consistency import (
     windows,
 )
 from cfbench.errors import CfError
-from cfbench.report import paper_folder
+from cfbench.findings import paper_folder
 from cfbench.scorers import spaces
 from cfbench.scorers.vbench.files import FILES
 from cfbench.tables import read_paper
