@@ -6,6 +6,7 @@ plots follow from it without the films.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,14 @@ from cfbench.progress import Reporter
 from cfbench.stats import mean_interval
 from cfbench.store import LocalStore, write_atomic
 from cfbench.tables import REFERENCES, Row, Table, system_order
-from cfbench.types import RunRecord
+from cfbench.types import Prompt, RunRecord
 
 FILE = "survey.json"
 RULES = 1
 """Changes with any rule of events, motion or drift: films are then looked at anew."""
 
 DIGITS = 5
+CHANGE_S = 0.25
 COLUMNS: Mapping[str, str] = {
     "Flashback": "films with a flashback to their opening",
     "Looped": "time in loops",
@@ -148,6 +150,23 @@ def survey(
     tree = {"rules": RULES, "films": {sha: one.tree() for sha, one in kept.items()}}
     write_atomic(out / FILE, (json.dumps(tree, sort_keys=True) + "\n").encode())
     return kept
+
+
+def changes_s(prompt: Prompt) -> tuple[float, ...]:
+    """When a prompt's text changes, in seconds.
+
+    Example:
+        >>> from cfbench.types import Segment
+        >>> parts = (Segment(text="a", seconds=4.5), Segment(text="b", seconds=9.0))
+        >>> changes_s(Prompt(id="p", segments=parts))
+        (4.5,)
+    """
+    return tuple(accumulate(segment.seconds for segment in prompt.segments[:-1]))
+
+
+def at_changes(event: Event, times_s: Sequence[float]) -> bool:
+    """Whether an event begins where the text changes: the text may ask for what is shown."""
+    return any(abs(event.start_s - time) <= CHANGE_S for time in times_s)
 
 
 def share_in(events: Iterable[Event], kind: str, seconds: float) -> float:

@@ -38,7 +38,11 @@ class Shown(NamedTuple):
 
 
 def event_lines(
-    out: Path, runs: Sequence[RunRecord], found: Found, labels: Mapping[str, str]
+    out: Path,
+    runs: Sequence[RunRecord],
+    found: Found,
+    labels: Mapping[str, str],
+    changes: Mapping[str, Sequence[float]],
 ) -> None:
     """Every film as a line, with what happens in it and when.
 
@@ -47,6 +51,7 @@ def event_lines(
         runs: films.
         found: what films do, by hash.
         labels: of systems.
+        changes: when the text changes, by prompt.
     """
     titles = row_titles(labels, [run.system for run in runs])
     lines = [run for name in titles for run in runs if run.system == name]
@@ -58,6 +63,8 @@ def event_lines(
         axes.grid(visible=False)
         for place, run in enumerate(looked):
             _events(axes, place, found[run.clip.sha256])
+            times = changes.get(run.prompt_id, ())
+            axes.plot(times, [place] * len(times), "|", color="#909090", ms=5, mew=0.7, zorder=1.5)
         last = len(looked)
         systems = [run.system for run in looked]
         starts = [k for k in range(last) if k == 0 or systems[k] != systems[k - 1]]
@@ -92,8 +99,9 @@ def _event_legend(canvas: Any) -> None:
 
     handles = [Line2D([], [], color=VERMILION, marker="v", ls="", ms=5.5, mew=0)]
     handles += [Patch(color=colour) for colour in BARS.values()]
-    names = ["flashback to the opening", *BARS]
-    canvas.legend(handles, names, loc="outside upper left", ncols=3, fontsize=8)
+    handles.append(Line2D([], [], color="#909090", marker="|", ls="", ms=6, mew=0.7))
+    names = ["flashback to the opening", *BARS, "the text changes"]
+    canvas.legend(handles, names, loc="outside upper left", ncols=4, fontsize=8)
 
 
 def drift_by_system(

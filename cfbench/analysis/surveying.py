@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cfbench import prompts as prompt_sets
 from cfbench import render, tables
 from cfbench.analysis import survey_draw
-from cfbench.analysis.survey import behaviour_table, films_of, survey
+from cfbench.analysis.survey import at_changes, behaviour_table, changes_s, films_of, survey
 from cfbench.progress import Reporter
 from cfbench.store import open_store, write_atomic
 
@@ -24,7 +25,8 @@ def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str
         header: provenance, printed with the table.
 
     Returns:
-        How many films there are, and events of each kind, as a JSON tree.
+        How many films and events of each kind there are, and how many flashbacks begin where the
+        text changes, as a JSON tree.
 
     Raises:
         CfError: no store there, films that cannot be decoded or are too short, or the disk refuses.
@@ -41,7 +43,9 @@ def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str
         ("tex", render.latex(table)),
     ):
         write_atomic(to / f"{table.name}.{suffix}", text.encode())
-    survey_draw.event_lines(to / "events", runs, found, labels)
+    prompts = prompt_sets.stored(runs, lambda sha: store.path(sha, "json"))
+    changes = {name: changes_s(prompt) for name, prompt in prompts.items()}
+    survey_draw.event_lines(to / "events", runs, found, labels, changes)
     survey_draw.drift_by_system(to / "drift", runs, found, labels)
     shown = survey_draw.clearest(runs, found)
     if shown is None:
@@ -49,5 +53,15 @@ def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str
     else:
         path = store.path(shown.run.clip.sha256, "mp4")
         survey_draw.flashback(to / "flashback", shown, path, labels[shown.run.system])
-    kinds = Counter(event.kind for film in found.values() for event in film.events)
-    return {"films": len(found), "events": dict(sorted(kinds.items())), "table": str(to)}
+    events = [(run.prompt_id, event) for run in runs for event in found[run.clip.sha256].events]
+    kinds = Counter(event.kind for _, event in events)
+    asked = sum(
+        event.kind == "flashback" and at_changes(event, changes.get(prompt, ()))
+        for prompt, event in events
+    )
+    return {
+        "films": len(runs),
+        "events": dict(sorted(kinds.items())),
+        "flashbacks_at_changes_of_text": asked,
+        "table": str(to),
+    }

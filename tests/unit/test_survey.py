@@ -39,6 +39,13 @@ def test_values_are_shares_of_films_and_of_their_time():
     assert found[5] == 1
 
 
+def test_events_at_changes_of_the_text_are_told_from_others():
+    times = (4.0, 9.0)
+    starts = {4.2: True, 3.8: True, 4.5: False, 9.0: True, 0.1: False}
+    for start, expected in starts.items():
+        assert survey.at_changes(Event("flashback", start, 10.0, 0.5), times) == expected
+
+
 def test_a_tree_gives_the_film_back():
     back = Event("flashback", 4.0, 6.0, 0.5)
     tree = json.loads(json.dumps(film(back, own=None, series=FADING).tree()))
@@ -93,6 +100,7 @@ def test_the_verb_tells_and_draws_a_planted_flashback(root: Path, tmp_path: Path
     done = cfbench("survey", "--out", str(root), "--to", str(tmp_path), "--workers", "1", "--json")
     told = json.loads(done.stdout)
     assert (told["films"], told["events"]["flashback"]) == (2, 1)
+    assert told["flashbacks_at_changes_of_text"] == 0
     text = (tmp_path / "behaviour.csv").read_text(encoding="utf-8")
     rows = {line.split(",")[0]: line.split(",")[2] for line in text.splitlines()[2:]}
     assert rows == {"longlive": "100.00", "rendered-truth": "0.00"}
