@@ -10,7 +10,18 @@ from cfbench.analysis.compare import Comparison
 from cfbench.analysis.drift import Group, Settings
 from cfbench.analysis.returns import Return
 from cfbench.curves import CURVES
-from cfbench.plots import BLUE, COLOURS, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure
+from cfbench.plots import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    counted,
+    figure,
+)
 from cfbench.plots import DASHES as REFERENCES
 from cfbench.stats import Interval
 
@@ -67,10 +78,26 @@ def drift_curves(
         canvas.supxlabel("time in the film (s)", fontsize=9)
         canvas.supylabel("change from the film's opening (%)", fontsize=9)
         handles = [_handle(looks[label]) for label in labels]
-        called = [(titles or {}).get(label, label) for label in labels]
         canvas.legend(
-            handles, called, loc="outside upper left", ncols=min(4, len(labels)), fontsize=8
+            handles,
+            _counted(labels, groups, titles or {}),
+            loc="outside upper left",
+            ncols=min(4, len(labels)),
+            fontsize=8,
         )
+
+
+def _counted(
+    labels: Sequence[str], groups: Sequence[Group], titles: Mapping[str, str]
+) -> list[str]:
+    """Labels with films scored of expected: the fewest of all measures."""
+    found: list[str] = []
+    for label in labels:
+        mine = [group for group in groups if group.label == label]
+        scored = min(group.films for group in mine)
+        title = titles.get(label, label)
+        found.append(f"{title}: {scored}/{max(len(g.changes_NW) for g in mine)} films")
+    return found
 
 
 def _look(label: str, index: int) -> tuple[str, str]:
@@ -131,6 +158,8 @@ def compare_curves(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
         handles = [_handle((A, "-")), _handle((B, "--")), _handle((INK, "-"))]
         names = [*labels, f"{labels[0]} minus {labels[1]}"]
         canvas.legend(handles, names, loc="outside upper left", ncols=3, fontsize=8)
+        shown = [curve for gap in gaps for curve in found.curves[gap.dimension]]
+        canvas.supxlabel(counted(shown), fontsize=8, color="#707070")
 
 
 def _line(
@@ -169,11 +198,20 @@ def compare_forest(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
                 axes.plot([100 * mean.low, 100 * mean.high], [place, place], color=colour, lw=1.6)
             marker = "D" if row.name == "total" else "o"
             axes.plot(value, place, marker, color=colour, ms=6 if row.name == "total" else 5)
+            axes.annotate(
+                f"{row.paired.scored}/{row.paired.expected}",
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                fontsize=8,
+                va="center",
+                color="#505050",
+            )
         axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(
             f"{labels[0]} minus {labels[1]}, same prompt and seed (x100)\n"
-            "bars: 95 %, prompts resampled; grey: the interval holds 0, or there is none"
+            "bars: 95 %, prompts resampled; grey: the interval holds 0, or there is none; "
+            "right: pairs scored/expected"
         )
 
 

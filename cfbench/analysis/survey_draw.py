@@ -125,7 +125,7 @@ def drift_by_system(
             continue
         for rows in zip(*films, strict=True):
             groups.append(gather(system, rows, settings))
-        names[system] = f"{title}: {len(films)}/{len(mine)} films"
+        names[system] = title
     if groups:
         drift_curves(out, groups, settings, names)
 
