@@ -10,6 +10,11 @@ SECONDS ?= 60
 SYSTEMS ?= tiny/ours,tiny/uniform-1,tiny/uniform-2,tiny/no-cdmd,tiny/absolute,tiny/no-slow,$\
     tiny/self-forcing,tiny/longlive,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
 OUT ?= out/reproduce
+# What results/tiny/report is about: both series of context lengths, and the published systems.
+SERIES ?= tiny/ours,tiny/uniform-2,tiny/no-slow,tiny/slow-4,tiny/self-forcing,tiny/longlive,$\
+    tiny/longlive-6,tiny/longlive-12,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
+PROBES ?= 6
+RESULTS ?= out/results
 
 BIN := .venv/bin
 # The set-up is redone when what it installs changes, or when the checkout has moved.
@@ -19,7 +24,7 @@ DEV := .venv/.installed-dev-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme test lint golden parity format coverage preview clean
+.PHONY: help reproduce readme results check-results test lint golden parity format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -33,6 +38,19 @@ reproduce: $(CORE)
 ## readme      put picture and table of the last make reproduce into README.md
 readme: $(CORE)
 	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
+
+## results     films, scores, forgetting curve, events: results/tiny/report anew (15 to 40 minutes on two cores)
+results: $(CORE)
+	$(BIN)/cfbench generate --systems $(SERIES) --prompts $(PROMPTS) --seeds $(SEEDS) --out '$(RESULTS)'
+	$(BIN)/cfbench score --out '$(RESULTS)'
+	$(BIN)/cfbench recall --count $(PROBES) --free 3,12 --workers 0 --out '$(RESULTS)/recall' > /dev/null
+	rm -rf results/tiny/report
+	$(BIN)/cfbench report --out '$(RESULTS)' --to results/tiny/report --no-films --events \
+	    --recall '$(RESULTS)/recall'
+
+## check-results  whether results/tiny/report is what its own inputs give, to the byte
+check-results: $(CORE)
+	$(BIN)/cfbench report --check --to results/tiny/report
 
 # One torch thread a worker: workers share the cores instead of fighting for them.
 test: lint

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films
+from cfbench import cli_films, cli_recall
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
     SUITE_DEFAULT,
+    Attention,
     Json,
     NormaliserFile,
     Out,
@@ -52,7 +53,6 @@ Seeds = Annotated[int, typer.Option(help="films a prompt")]
 Seconds = Annotated[float, typer.Option(help="length of a film")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
-Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
 Shard = Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
 
@@ -245,7 +245,14 @@ def report(
     readme: Annotated[
         Path | None, typer.Option(help="file whose table and picture are replaced too")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="compare, write nothing")] = False,
+    films: Annotated[bool, typer.Option(help="gallery and contact sheet too")] = True,
+    recall: Annotated[Path | None, typer.Option(help="folder of cfbench recall")] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="flashbacks, loops and freezes of the films too")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="make it again and compare, write nothing")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Writes tables, plots, gallery and the page that holds them."""
@@ -265,6 +272,9 @@ def report(
         paper=paper,
         command=typed(),
         readme=readme,
+        films=films,
+        recall=recall,
+        events=events,
     )
     say(result, as_json)
 
@@ -343,35 +353,6 @@ def figure(
 
 
 @app.command()
-def recall(
-    systems: Systems = "tiny/ours,tiny/rendered-truth",
-    gaps: Annotated[str, typer.Option(help="seconds of absence, comma-separated")] = "1,3,6,12,24",
-    count: Annotated[int, typer.Option(help="probes of each absence")] = 8,
-    out: Out = Path("out/recall"),
-    seed: Annotated[int, typer.Option(help="of the systems' noise")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>")] = "cpu",
-    attention: Attention = "auto",
-) -> None:
-    """Asks systems to show again what they saw once and left (JSON); start again to go on."""
-    from cfbench.progress import Reporter
-    from cfbench.recall import ask, summary
-
-    addresses = [name.strip() for name in systems.split(",") if name.strip()]
-    try:
-        absences = [float(gap) for gap in gaps.split(",")]
-    except ValueError as error:
-        raise CfError(f"--gaps {gaps!r}: expected seconds, as in 1,3,6,12,24") from error
-    if count < 1 or not addresses or min(absences) <= 0:
-        raise CfError("recall needs a system, positive gaps and --count of at least 1")
-    with Reporter() as reporter:
-        found = ask(
-            addresses, absences, count, out, seed=seed, device=device, attention=attention,
-            reporter=reporter,
-        )  # fmt: skip
-    say(summary(found, ours=addresses[0]), True)
-
-
-@app.command()
 def run(
     prompts: Prompts = "2",
     systems: Systems = SYSTEMS_DEFAULT,
@@ -416,7 +397,11 @@ app.command()(cli_films.events)
 app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
+app.command()(cli_films.survey)
+app.command()(cli_films.consistency)
 app.command()(cli_films.compare)
+app.command()(cli_recall.recall)
+app.command("recall-films")(cli_recall.recall_films)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Verbs for any films, whoever made them: events, drift, motion. ``cli`` gives them their names."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,22 +14,16 @@ from cfbench.options import (
     Out,
     SuiteName,
     To,
+    Workers,
+    staff,
     typed,
 )
 from cfbench.output import say
 
 Films = Annotated[list[Path], typer.Argument(help="films, or folders of films")]
-Workers = Annotated[int, typer.Option(help="processes; 0 is one a core")]
 FeatureName = Annotated[
     str, typer.Option("--feature", help="module:function that embeds frames; default pixels")
 ]
-
-
-def staff(workers: int) -> int:
-    """Processes for a number that a user gave; 0 is one a core."""
-    if workers < 0:
-        raise CfError(f"--workers {workers}: expected 0 or more")
-    return workers or os.cpu_count() or 1
 
 
 def events(
@@ -87,6 +80,48 @@ def motion(films: Films, workers: Workers = 0, as_json: Json = False) -> None:
     from cfbench.analysis.run import find_motion
 
     say(find_motion(films, workers=staff(workers)), as_json)
+
+
+def consistency(
+    films: Annotated[
+        list[Path] | None, typer.Argument(help="films, or folders of films; a group each")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="run whose systems are groups too")] = None,
+    features: Annotated[
+        str, typer.Option(help="tiny, or reference[:FOLDER] for DINOv2 and CLIP")
+    ] = "tiny",
+    texts: Annotated[
+        Path | None, typer.Option(help="JSON or CSV with a text for each film's stem")
+    ] = None,
+    paper: Annotated[bool, typer.Option(help="put the paper's Table 1 beside")] = True,
+    to: Annotated[Path | None, typer.Option(help="folder of tables and plot")] = None,
+    workers: Workers = 0,
+    as_json: Json = False,
+) -> None:
+    """Similarity to first frame and text at 10 to 60 s, and from clip to clip (Table 1)."""
+    from cfbench.analysis.consistency_page import consistency_told, find_consistency
+    from cfbench.findings import paper_folder
+    from cfbench.run import commit
+    from cfbench.tables import read_paper
+
+    found = find_consistency(
+        films or [], run=run, texts=texts, features=features, workers=staff(workers),
+        paper=read_paper(paper_folder() / "table1.csv") if paper else {}, to=to,
+        header=f"commit {commit()}; command {typed()}",
+    )  # fmt: skip
+    say(found if as_json else consistency_told(found), as_json)
+
+
+def survey(
+    out: Out = OUT_DEFAULT, to: To = None, workers: Workers = 0, as_json: Json = False
+) -> None:
+    """Events, motion and drift of every system of a run: table and plots."""
+    from cfbench.analysis.surveying import write_survey
+    from cfbench.run import commit
+
+    header = f"commit {commit()}; command {typed()}"
+    found = write_survey(out, to or out / "survey", workers=staff(workers), header=header)
+    say(found, as_json)
 
 
 def compare(

@@ -21,6 +21,18 @@ CURVES: Mapping[str, str] = {
 """Dimensions that emit windows around ``TIMES_S``, as the paper's Table 1; their axis titles."""
 
 CONSISTENCY = "dino_first"
+SERIES: Mapping[str, tuple[str, ...]] = {
+    "LongLive's weights, wider windows": (
+        "longlive",
+        "longlive-3.75",
+        "longlive-5.25",
+        "longlive-6",
+        "longlive-9",
+        "longlive-12",
+    ),
+    "Ours, fewer slow latents": ("no-slow", "slow-2", "slow-4", "slow-8", "ours"),
+}
+"""Systems that share weights and differ in the length of their context alone, shortest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,8 @@ class ContextPoint:
     held_latents: int
     quality: Interval
     consistency: Interval
+    scored: int
+    expected: int
 
 
 def at_time(
@@ -145,6 +159,28 @@ def held_latents(experiment: Mapping[str, Any], chunks: int) -> int | None:
     return min(film, memory["sink"] + memory["slow"] + memory["fast"])
 
 
+def recent_past_s(experiment: Mapping[str, Any]) -> float | None:
+    """Seconds of film right before a chunk that its context reaches back to, at least.
+
+    What is older may still be remembered, or not: the sink has a film's first frames whatever came
+    since, and promotion by surprisal spends no slot where nothing changes. None where there is no
+    memory, or no limit.
+
+    Example:
+        >>> geometry = {"chunk": 3, "fps": 16, "vae_stride": [4, 8, 8]}
+        >>> memory = {"sink": 3, "slow": 12, "fast": 6, "promotion": "uniform-1"}
+        >>> recent_past_s({"memory": memory, "geometry": geometry})
+        9.75
+    """
+    memory, geometry = experiment.get("memory"), experiment.get("geometry")
+    if memory is None or geometry is None or memory["fast"] is None:
+        return None
+    interval = int(memory["promotion"].rpartition("-")[2])
+    slow = memory["slow"] * interval * geometry["chunk"]
+    latents = memory["fast"] - geometry["chunk"] + slow
+    return latents * geometry["vae_stride"][0] / geometry["fps"]
+
+
 def context_points(
     frame: Frame, summaries: Mapping[str, Mapping[str, Estimate]], consistency: Sequence[Curve]
 ) -> list[ContextPoint]:
@@ -165,6 +201,8 @@ def context_points(
                 held_latents=held,
                 quality=summaries[system]["quality"].mean,
                 consistency=last.get(system, Interval(None, None, None)),
+                scored=summaries[system]["quality"].scored,
+                expected=summaries[system]["quality"].expected,
             )
         )
     return sorted(points, key=lambda point: (point.span_s, point.held_latents))

@@ -10,6 +10,7 @@ from cfbench.tables import Table
 PLOTS: Mapping[str, str] = {
     "contact-sheet": "Films",
     "time": "Against time",
+    "forgetting": "The forgetting curve: shown once, left, asked for",
     "context-length": "Quality against context length",
     "dimensions": "All dimensions",
     "differences": "Paired differences",
@@ -50,6 +51,7 @@ def render_page(
     warnings: Sequence[str],
     facts: Mapping[str, str],
     tier: str,
+    sections: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The page's HTML.
 
@@ -60,11 +62,13 @@ def render_page(
         warnings: shown above everything.
         facts: provenance by name.
         tier: whose scores these are.
+        sections: titles and HTML of what stands between pictures and further tables.
     """
     body = [f'<p class="warning">{html.escape(text)}</p>' for text in warnings]
     main, *others = tables
     body += [f'<div class="scroll">{html_table(main)}</div>', _files(main)]
-    body.append('<p><a href="gallery/index.html">All films side by side, in step</a></p>')
+    if (out / "gallery" / "index.html").is_file():
+        body.append('<p><a href="gallery/index.html">All films side by side, in step</a></p>')
     for name, title in PLOTS.items():
         if not (out / "plots" / f"{name}.png").is_file():
             continue
@@ -73,11 +77,15 @@ def render_page(
             f'<p><img src="plots/{name}.png" alt="{html.escape(title)}" loading="lazy"></p>'
         )
         body.append(f'<p class="note"><a href="plots/{name}.pdf">pdf</a></p>')
+    for title, content in sections:
+        body += [f"<h2>{html.escape(title)}</h2>", content]
     body.append("<h2>Further tables</h2>")
     for table in others:
         body += [f'<div class="scroll">{html_table(table)}</div>', _files(table)]
     extra = ("differences.csv", "curves.csv", "films.csv", "scores.parquet")
-    links = " ".join(f'<a href="tables/{name}">{name}</a>' for name in extra)
+    given = [f"tables/{name}" for name in extra]
+    given += [f"inputs/{path.name}" for path in sorted((out / "inputs").glob("*"))]
+    links = " ".join(f'<a href="{name}">{Path(name).name}</a>' for name in given)
     body.append(f"<h2>Data</h2><p>{links}</p><h2>Provenance</h2><dl>")
     body += [f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()]
     body.append("</dl>")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfbench.aggregate import DIMENSIONS, QUALITY
-from cfbench.curves import CURVES, ContextPoint, Curve
+from cfbench.curves import CURVES, Curve
 from cfbench.stats import Interval
 from cfbench.tables import OURS, REFERENCES, Difference, Summaries, system_order
 
@@ -146,6 +146,18 @@ def _end_labels(axes: "Axes", curves: Sequence[Curve], labels: Mapping[str, str]
         )
 
 
+def counted(curves: Sequence[Curve]) -> str:
+    """How many films the points stand for, in words; systems that differ are told one by one."""
+    spans = {c.system: (min(c.scored), max(c.scored), c.expected) for c in curves}
+    if len(set(spans.values())) == 1:
+        return f"films scored: {_span(*next(iter(spans.values())))} of every system"
+    return "films scored: " + ", ".join(f"{name} {_span(*n)}" for name, n in spans.items())
+
+
+def _span(least: int, most: int, expected: int) -> str:
+    return f"{most}/{expected}" if least == most else f"{least} to {most} of {expected}"
+
+
 def row_titles(system_labels: Mapping[str, str], found: Sequence[str]) -> dict[str, str]:
     """Labels of the systems found, in table order; recorded labels first."""
     order = system_order(found)
@@ -153,14 +165,26 @@ def row_titles(system_labels: Mapping[str, str], found: Sequence[str]) -> dict[s
 
 
 def time_overview(
-    out: Path, curves: Mapping[str, Sequence[Curve]], labels: Mapping[str, str]
+    out: Path,
+    curves: Mapping[str, Sequence[Curve]],
+    labels: Mapping[str, str],
+    *,
+    printed: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """All dimensions of ``CURVES`` against time: named systems coloured, the rest grey."""
+    """All dimensions of ``CURVES`` against time: named systems coloured, the rest grey.
+
+    Args:
+        out: path; written as .pdf and .png, or not at all without curves.
+        curves: by dimension.
+        labels: recorded labels by system.
+        printed: the paper's Table 1 by system, drawn hollow beside ours (x100).
+    """
     shown = {name: [c for c in curves[name] if _points(c)[0]] for name in CURVES if name in curves}
     shown = {name: found for name, found in shown.items() if found}
     if not shown:
         return
-    with figure(out, 1, len(shown), (4.6 * len(shown), 3.8)) as (canvas, grid):
+    hollow = False
+    with figure(out, 1, len(shown), (4.6 * len(shown), 4.0)) as (canvas, grid):
         for axes, (name, found) in zip(grid, shown.items(), strict=True):
             titles = row_titles(labels, [curve.system for curve in found])
             named = [curve for curve in found if curve.system in COLOURS]
@@ -168,13 +192,33 @@ def time_overview(
                 colour, main = COLOURS.get(curve.system, GREY), curve.system == OURS
                 width = 2.4 if main else (1.4 if curve.system in COLOURS else 0.8)
                 _draw(axes, curve, colour, width, 5 if main else 3, main)
+            marked = [curve for curve in named if _printed(axes, curve, printed or {})]
+            hollow = hollow or bool(marked)
             _end_labels(axes, named, titles)
             axes.set_title(CURVES[name], loc="left")
             axes.set_xlabel("time in the film (s)")
             axes.set_xticks(found[0].times_s)
         grid[0].set_ylabel("x100")
+        notes = [counted([curve for found in shown.values() for curve in found])]
         if any(c.system not in COLOURS for found in shown.values() for c in found):
-            canvas.supxlabel("grey: further ablations and baselines", fontsize=8, color="#707070")
+            notes.append("grey: further ablations and baselines")
+        if hollow:
+            notes.append("hollow: the paper's Table 1, another model and other features")
+        canvas.supxlabel("; ".join(notes), fontsize=8, color="#707070")
+
+
+def _printed(axes: "Axes", curve: Curve, printed: Mapping[str, Mapping[str, float]]) -> bool:
+    """Draw what the paper prints for a system, if it does."""
+    row = printed.get(curve.system, {})
+    points = [(t, row.get(f"{curve.dimension}_{t:g}s")) for t in curve.times_s]
+    kept = [(t, value) for t, value in points if value is not None]
+    if not kept:
+        return False
+    axes.plot(
+        *zip(*kept, strict=True), color=COLOURS[curve.system], marker="D", mfc="white",
+        ms=4, lw=0.8, ls=":", alpha=0.8, zorder=2,
+    )  # fmt: skip
+    return True
 
 
 def time_multiples(
@@ -199,96 +243,19 @@ def time_multiples(
                 _draw(axes, by_system[OURS], VERMILION, 0.9, 3, False)
             colour = COLOURS.get(system, BLUE)
             _draw(axes, by_system[system], colour, 2.0, 5, True)
-            axes.set_title(title, loc="left", fontsize=9, color=colour)
+            count = _span(
+                min(by_system[system].scored), max(by_system[system].scored),
+                by_system[system].expected,
+            )  # fmt: skip
+            axes.set_title(f"{title}, {count}", loc="left", fontsize=9, color=colour)
             axes.set_xticks(drawn[0].times_s)
         for axes in grid[len(titles) :]:
             axes.remove()
         for axes in grid[max(0, len(titles) - columns) : len(titles)]:
             axes.tick_params(labelbottom=True)
-        canvas.supxlabel("time in the film (s); thin vermilion: ours; band: 95 %", fontsize=9)
+        note = "time in the film (s); thin vermilion: ours; band: 95 %; films scored/expected"
+        canvas.supxlabel(note, fontsize=9)
         canvas.supylabel(f"{CURVES[drawn[0].dimension]} (x100)", fontsize=9)
-
-
-def context_length(out: Path, points: Sequence[ContextPoint], labels: Mapping[str, str]) -> None:
-    """Quality and 60 s consistency against what the memory covers and what it holds."""
-    measures = (("Quality", "quality"), ("Similarity to the first frame at 60 s", "consistency"))
-    axes_x = (
-        ("context covered (s)", "span_s"),
-        ("latents held, the chunk included", "held_latents"),
-    )
-    if not points:
-        return
-    titles = row_titles(labels, [point.system for point in points])
-    order = {name: index for index, name in enumerate(titles, 1)}
-    with figure(out, 2, 2, (9.5, 7.2), sharey="row") as (canvas, grid):
-        for row, (title, measure) in enumerate(measures):
-            for column, (heading, key) in enumerate(axes_x):
-                axes = grid[2 * row + column]
-                kept = [
-                    (float(getattr(point, key)), mean, point.system)
-                    for point in points
-                    if (mean := getattr(point, measure)).value is not None
-                ]
-                _numbered(axes, kept, order)
-                axes.set_xscale("log")
-                ticks = _apart([x for x, _, _ in sorted(kept, key=lambda k: k[2] != OURS)])
-                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-                axes.minorticks_off()
-                if row == 1:
-                    axes.set_xlabel(heading)
-                if column == 0:
-                    axes.set_ylabel(f"{title} (x100)")
-        names = [f"{order[name]}  {title}" for name, title in titles.items()]
-        handles = [_handle(name) for name in titles]
-        canvas.legend(
-            handles, names, loc="outside lower center", ncols=4, fontsize=8, handletextpad=0.2
-        )
-
-
-def _handle(system: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    colour = COLOURS.get(system, GREY)
-    return Line2D([], [], color=colour, marker="o", ls="", ms=5)
-
-
-def _apart(ticks: Sequence[float], ratio: float = 1.2) -> list[float]:
-    """Ticks that stand a ratio apart, earlier ones first served."""
-    kept: list[float] = []
-    for tick in ticks:
-        if all(max(tick, old) >= ratio * min(tick, old) for old in kept):
-            kept.append(tick)
-    return sorted(kept)
-
-
-def _numbered(
-    axes: "Axes", kept: Sequence[tuple[float, Interval, str]], order: Mapping[str, int]
-) -> None:
-    """Points with their number beside them; equal abscissae share a column of numbers."""
-    values = [100 * (mean.value or 0) for _, mean, _ in kept]
-    for (x, mean, system), value in zip(kept, values, strict=True):
-        colour = COLOURS.get(system, GREY)
-        if mean.low is not None and mean.high is not None:
-            axes.plot([x, x], [100 * mean.low, 100 * mean.high], color=colour, lw=1, alpha=0.5)
-        axes.plot(x, value, "o", color=colour, ms=7 if system == OURS else 5, zorder=4)
-    bottom, top = axes.get_ylim()
-    axes.margins(x=0.12)
-    for x in {x for x, _, _ in kept}:
-        column = [index for index, point in enumerate(kept) if point[0] == x]
-        lift = 0.028 * (top - bottom)
-        places = spread([values[index] + lift for index in column], 0.055 * (top - bottom))
-        for index, place in zip(column, places, strict=True):
-            system = kept[index][2]
-            axes.annotate(
-                str(order[system]),
-                (x, values[index]),
-                xytext=(x * 1.05, place),
-                fontsize=8,
-                va="center",
-                fontweight="bold" if system == OURS else "normal",
-                color=COLOURS.get(system, "#707070"),
-                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#A0A0A0"},
-            )
 
 
 def dimension_map(out: Path, found: Summaries, labels: Mapping[str, str]) -> None:
@@ -314,7 +281,9 @@ def dimension_map(out: Path, found: Summaries, labels: Mapping[str, str]) -> Non
                 )
         heads = [name.replace("_", " ") for name in names]
         axes.set_xticks(range(len(names)), heads, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(titles)), list(titles.values()))
+        counts = [f"{found[s]['total'].scored}/{found[s]['total'].expected}" for s in titles]
+        rows = [f"{title}  {n}" for title, n in zip(titles.values(), counts, strict=True)]
+        axes.set_yticks(range(len(rows)), rows)
         for boundary in (2.5, 2.5 + len(QUALITY)):
             axes.axvline(boundary, color="white", lw=3)
         first_reference = sum(name not in REFERENCES for name in titles)
@@ -340,7 +309,7 @@ def forest(out: Path, rows: Sequence[Difference]) -> None:
             axes.plot(100 * (mean.value or 0), place, "s", color=colour, ms=5)
             p = "" if row.p_holm is None else f"   p = {row.p_holm:.3f}"
             axes.annotate(
-                f"n = {row.paired.scored}{p}",
+                f"n = {row.paired.scored}/{row.paired.expected}{p}",
                 (1.01, place),
                 xycoords=("axes fraction", "data"),
                 fontsize=8,

@@ -1,38 +1,40 @@
 """One call from a store to tables, plots, contact sheet, gallery and a page that holds them."""
 
-import csv
-import io
+import gzip
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
-import numpy as np
-
-from cfbench import curves, plots, render, tables
+from cfbench import context_plot, curves, extras, papers, plots, render
 from cfbench import prompts as prompt_sets
 from cfbench import readme as readme_file
-from cfbench.aggregate import Normaliser, load_normaliser, suite_normaliser
 from cfbench.compact import compact
 from cfbench.drawing import Drawing, draw
-from cfbench.frame import Frame, build_frame
+from cfbench.extras import INPUTS, RECORDS, Extras
+from cfbench.findings import Analysis, analyse, paper_folder, table_texts
 from cfbench.gallery import build_gallery
+from cfbench.packed import unpack
 from cfbench.page import render_page
 from cfbench.progress import Reporter
 from cfbench.sheet import system_sheet
 from cfbench.store import LocalStore, open_store, write_atomic
-from cfbench.tables import OURS, Summaries, Table
-from cfbench.types import Tier
+from cfbench.tables import OURS
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 FROZEN = "frozen"
+WRITERS = ("matplotlib", "pyarrow", "numpy")
+"""Packages whose version decides the bytes of some files, by the suffixes ``WRITTEN``."""
+WRITTEN = (".png", ".pdf", ".parquet")
+STATE = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,161 +49,25 @@ class ReportResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """Everything computed from the records, before anything is written."""
-
-    frame: Frame
-    normaliser: Normaliser
-    found: Summaries
-    labels: Mapping[str, str]
-    main: Table
-    all_tables: tuple[Table, ...]
-    differences: tuple[tables.Difference, ...]
-    curves: Mapping[str, list[curves.Curve]]
-    tier: Tier
-    header: str
-
-
-def paper_folder() -> Path:
-    """Where the paper's tables lie in a checkout.
-
-    Raises:
-        ValueError: this is not a checkout.
-    """
-    folder = Path(__file__).resolve().parent.parent / "results" / "paper"
-    if not folder.is_dir():
-        raise ValueError(
-            f"no paper tables in {folder}; run from a checkout, or leave the paper's values out"
-        )
-    return folder
-
-
-def _tier(suite: str) -> Tier:
-    for tier in get_args(Tier):
-        if suite == tier:
-            return tier
-    raise ValueError(f"suite {suite!r} has no tier to report; use one of {get_args(Tier)}")
-
-
-def analyse(
-    store: LocalStore,
-    *,
-    suite: str,
-    paper: bool,
-    header: str,
-    absent: Mapping[str, str],
-    normaliser: Path | None = None,
-) -> Analysis:
-    """Tables, differences and curves of a store's films in one suite's scores.
-
-    Raises:
-        ValueError: a suite without an aggregate, or no films to report on.
-    """
-    tier = _tier(suite)
-    chosen = load_normaliser(normaliser) if normaliser else suite_normaliser(suite)
-    frame = build_frame(store.runs(), store.scores(), tier)
-    if not frame.runs:
-        raise ValueError(f"no films in {store.root}; run cfbench generate and score first")
-    header = f"{header}; protocol {frame.protocol}"
-    labels = {run.system: run.label for run in frame.runs}
-    found = tables.summaries(frame, chosen)
-    printed = tables.read_paper(paper_folder() / "table3.csv") if paper else {}
-
-    def ablation(part: Frame, stratum: str, values: tables.Paper) -> Table:
-        return tables.ablation_table(
-            tables.summaries(part, chosen) if stratum else found,
-            labels=labels,
-            absent=absent,
-            paper=values,
-            note=tables.coverage_note(part, chosen, tier),
-            tier=tier,
-            header=header,
-            stratum=stratum,
-        )
-
-    main = ablation(frame, "", printed)
-    strata = [name for name in tables.STRATA if any(run.stratum == name for run in frame.runs)]
-    dimensions = tables.dimension_table(
-        found,
-        labels=labels,
-        absent=absent,
-        note=tables.coverage_note(frame, chosen, tier),
-        tier=tier,
-        header=header,
-    )
-    by_stratum = [ablation(frame.where(stratum=name), name, {}) for name in strata]
-    present = [name for name in curves.CURVES if name in frame.dimensions]
-    return Analysis(
-        frame=frame,
-        normaliser=chosen,
-        found=found,
-        labels=labels,
-        main=main,
-        all_tables=(main, *by_stratum, dimensions),
-        differences=tuple(tables.differences(frame, chosen, labels=labels)),
-        curves={name: curves.time_curves(frame, name) for name in present},
-        tier=tier,
-        header=header,
-    )
-
-
-def table_texts(analysis: Analysis) -> dict[str, str]:
-    """Every table file by its path under the report: what ``check`` compares."""
-    texts: dict[str, str] = {}
-    for table in analysis.all_tables:
-        texts[f"tables/{table.name}.csv"] = tables.to_csv(table)
-        texts[f"tables/{table.name}.md"] = render.markdown(table)
-        texts[f"tables/{table.name}.tex"] = render.latex(table)
-    texts["tables/differences.csv"] = tables.differences_csv(analysis.differences, analysis.header)
-    texts["tables/curves.csv"] = _curves_csv(analysis)
-    texts["tables/films.csv"] = _films_csv(analysis)
-    return texts
-
-
-def _curves_csv(analysis: Analysis) -> str:
-    out = io.StringIO()
-    out.write(f"# {analysis.header}\n")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["system", "dimension", "time_s", "value", "low", "high", "scored", "expected"])
-    for found in analysis.curves.values():
-        for curve in found:
-            for time, mean, scored in zip(curve.times_s, curve.means, curve.scored, strict=True):
-                bounds = ["" if v is None else f"{100 * v:.3f}" for v in mean]
-                place = [curve.system, curve.dimension, f"{time:g}"]
-                writer.writerow([*place, *bounds, scored, curve.expected])
-    return out.getvalue()
-
-
-def _films_csv(analysis: Analysis) -> str:
-    """Raw values of every film, one row a film."""
-    frame = analysis.frame
-    out = io.StringIO()
-    out.write(f"# {analysis.header}\n")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["system", "prompt", "stratum", "seed", "film", *frame.dimensions])
-    for run, row in zip(frame.runs, frame.values_ND, strict=True):
-        values = ["" if np.isnan(value) else f"{value:.6g}" for value in row]
-        place = [run.system, run.prompt_id, run.stratum, run.seed, run.clip.sha256[:12]]
-        writer.writerow([*place, *values])
-    return out.getvalue()
-
-
 def _drawings(analysis: Analysis, folder: Path, paths: Mapping[str, Path]) -> list[Drawing]:
+    """Everything that is drawn from scores, and the contact sheet where there are films."""
     labels, runs = analysis.labels, analysis.frame.stored.runs
     titles = plots.row_titles(labels, analysis.frame.systems)
+    sheet = [partial(system_sheet, folder / "contact-sheet", runs, paths, titles)] if paths else []
     points = curves.context_points(
         analysis.frame, analysis.found, analysis.curves.get(curves.CONSISTENCY, [])
     )
     # Those that take longest come first.
     return [
-        partial(system_sheet, folder / "contact-sheet", runs, paths, titles),
+        *sheet,
         *(
             partial(plots.time_multiples, folder / f"time-{name.replace('_', '-')}", found, labels)
             for name, found in analysis.curves.items()
         ),
-        partial(plots.context_length, folder / "context-length", points, labels),
-        partial(plots.time_overview, folder / "time", analysis.curves, labels),
+        partial(context_plot.context_length, folder / "context-length", points, labels),
+        partial(
+            plots.time_overview, folder / "time", analysis.curves, labels, printed=analysis.table1
+        ),
         partial(plots.dimension_map, folder / "dimensions", analysis.found, labels),
         partial(plots.forest, folder / "differences", analysis.differences),
     ]
@@ -235,6 +101,8 @@ def report(
     absent: Mapping[str, str] | None = None,
     normaliser: Path | None = None,
     readme: Path | None = None,
+    films: bool = True,
+    beside: Extras | None = None,
     workers: int = 1,
     reporter: Reporter | None = None,
 ) -> ReportResult:
@@ -244,12 +112,15 @@ def report(
         store_root: films and records.
         out: folder of the report.
         suite: whose scores (its tier's name, as ``tiny``).
-        paper: print the paper's Table 3 beside ours.
+        paper: print the paper's values beside ours, and its tables.
         command: that makes this report again; printed in every table.
         commit: of the code.
         absent: why systems have no films, by name; others without films say that they have none.
         normaliser: another normaliser than the one that ships for the suite.
         readme: a file whose table and picture between the markers are replaced.
+        films: put in what shows films: gallery and contact sheet. Without, the report is made from
+            its own folder ``inputs`` alone, and ``check`` makes all of it again.
+        beside: forgetting curve and events.
         workers: processes that draw.
         reporter: shows how far the drawing is.
 
@@ -257,7 +128,7 @@ def report(
         ValueError: nothing to report, no normaliser, or a ``readme`` without markers.
         CfError: no store there, or the disk refuses.
     """
-    store = open_store(store_root)
+    store, beside = open_store(store_root), beside or Extras()
     if readme is not None:
         readme_file.read(readme)
     reasons = dict(absent or {})
@@ -265,27 +136,20 @@ def report(
     analysis = analyse(
         store, suite=suite, paper=paper, header=header, absent=reasons, normaliser=normaliser
     )
-    texts = table_texts(analysis)
+    frame, inputs = analysis.frame, out / INPUTS
+    texts = {**table_texts(analysis), **extras.texts(beside, frame, header)}
     for name, text in texts.items():
         write_atomic(out / name, text.encode())
     compact(store, out / "tables" / "scores.parquet")
-    frame = analysis.frame
+    hashes = {} if films else extras.write_inputs(inputs, store, beside)
     paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.stored.runs}
-    drawings = _drawings(analysis, out / "plots", paths)
+    drawings = _drawings(analysis, out / "plots", paths if films else {})
+    drawings += extras.drawings(beside, out / "plots")
     draw(drawings, workers=workers, reporter=reporter or Reporter(quiet=True))
-    build_gallery(
-        out / "gallery",
-        frame,
-        analysis.normaliser,
-        prompts=prompt_sets.stored(frame.runs, lambda sha: store.path(sha, "json")),
-        labels=analysis.labels,
-        film_path=lambda sha: store.path(sha, "mp4"),
-        tier=analysis.tier,
-        header=header,
-    )
+    if films:
+        _gallery(analysis, store, out / "gallery")
     warnings = warnings_of(analysis)
-    facts = provenance(analysis, command=command, commit=commit)
-    state = {
+    state: dict[str, Any] = {
         "schema": SCHEMA,
         "suite": suite,
         "paper": paper,
@@ -293,14 +157,13 @@ def report(
         "absent": reasons,
         "normaliser_sha256": analysis.normaliser.sha256,
         "warnings": warnings,
-        "provenance": facts,
+        "provenance": provenance(analysis, command=command, commit=commit),
+        "films": films,
+        "inputs": hashes,
+        "written_with": {name: metadata.version(name) for name in WRITERS},
     }
-    write_atomic(out / "report.json", (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
-    template = (resources.files("cfbench") / "static" / "report.html").read_text(encoding="utf-8")
-    page = render_page(
-        template, out, analysis.all_tables, warnings=warnings, facts=facts, tier=analysis.tier
-    )
-    write_atomic(out / "index.html", page.encode())
+    write_atomic(out / STATE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+    _page(analysis, beside, out, state)
     if readme is not None:
         table = render.markdown(analysis.main)
         readme_file.update(readme, table, frame.stored.runs, paths, analysis.labels)
@@ -314,6 +177,37 @@ def report(
         normaliser_sha256=analysis.normaliser.sha256,
         warnings=tuple(warnings),
     )
+
+
+def _gallery(analysis: Analysis, store: LocalStore, out: Path) -> None:
+    build_gallery(
+        out,
+        analysis.frame,
+        analysis.normaliser,
+        prompts=prompt_sets.stored(analysis.frame.runs, lambda sha: store.path(sha, "json")),
+        labels=analysis.labels,
+        film_path=lambda sha: store.path(sha, "mp4"),
+        tier=analysis.tier,
+        header=analysis.header,
+    )
+
+
+def _page(analysis: Analysis, beside: Extras, out: Path, state: Mapping[str, Any]) -> None:
+    titles = plots.row_titles(analysis.labels, analysis.frame.systems)
+    sections = extras.sections(beside, analysis.frame, titles)
+    if state["paper"]:
+        sections += papers.sections(paper_folder())
+    template = (resources.files("cfbench") / "static" / "report.html").read_text(encoding="utf-8")
+    page = render_page(
+        template,
+        out,
+        analysis.all_tables,
+        warnings=state["warnings"],
+        facts=state["provenance"],
+        tier=analysis.tier,
+        sections=sections,
+    )
+    write_atomic(out / "index.html", page.encode())
 
 
 def provenance(analysis: Analysis, *, command: str, commit: str) -> dict[str, str]:
@@ -340,19 +234,23 @@ def _versions(found: Mapping[str, str]) -> str:
 
 
 def check(store_root: Path, out: Path, *, normaliser: Path | None = None) -> list[str]:
-    """Makes the tables of a report again and compares: names of files that differ or are missing.
+    """Makes a report again and compares: names of files that differ, are missing or too many.
 
-    The report's own commit, command and reasons for null rows are taken from its ``report.json``.
+    Of a report with films the tables are made again, from the store; one without films is made
+    again whole, from its own inputs. Commit, command and reasons for null rows are taken from its
+    ``report.json``.
 
     Raises:
         ValueError: no report there, or one of another version.
     """
-    path = out / "report.json"
+    path = out / STATE
     if not path.is_file():
         raise ValueError(f"no report in {out}; run cfbench report first")
     state = json.loads(path.read_text(encoding="utf-8"))
     if state.get("schema") != SCHEMA:
         raise ValueError(f"{path}: schema {state.get('schema')}, expected {SCHEMA}; report again")
+    if not state["films"]:
+        return _check_whole(out, state, normaliser)
     analysis = analyse(
         open_store(store_root),
         suite=state["suite"],
@@ -369,3 +267,46 @@ def check(store_root: Path, out: Path, *, normaliser: Path | None = None) -> lis
     if analysis.normaliser.sha256 != state["normaliser_sha256"]:
         wrong.append("normaliser")
     return sorted(wrong)
+
+
+def _check_whole(out: Path, state: Mapping[str, Any], normaliser: Path | None) -> list[str]:
+    facts = state["provenance"]
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder) / "report"
+        unpack(out / INPUTS / RECORDS, Path(folder) / "store")
+        report(
+            Path(folder) / "store",
+            again,
+            suite=state["suite"],
+            paper=state["paper"],
+            command=facts["command"],
+            commit=facts["commit"],
+            absent=state["absent"],
+            normaliser=normaliser,
+            films=False,
+            beside=extras.read(out / INPUTS),
+        )
+        here = {name: metadata.version(name) for name in WRITERS}
+        same = here == state["written_with"]
+        if not same:
+            logger.warning("written with %s, here are %s: pictures and parquet are not compared",
+                           state["written_with"], here)  # fmt: skip
+        names = {p.relative_to(root).as_posix() for root in (out, again) for p in _files(root)}
+        skipped = () if same else (*WRITTEN, STATE)
+        return sorted(
+            name
+            for name in names
+            if not name.endswith(skipped) and _content(out / name) != _content(again / name)
+        )
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def _content(path: Path) -> bytes | None:
+    """What is in a file, whichever library packed it; None where there is none."""
+    if not path.is_file():
+        return None
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix == ".gz" else raw

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -253,17 +254,38 @@ def write_report(
     paper: bool,
     command: str,
     readme: Path | None = None,
+    films: bool = True,
+    recall: Path | None = None,
+    events: bool = False,
 ) -> dict[str, Any]:
-    """The whole report of a store; returns what was written.
+    """The whole report of a store; returns what was written, and the minutes that it took.
+
+    Args:
+        root: of the store.
+        to: folder of the report.
+        suite: whose scores.
+        normaliser: another than the suite's own.
+        paper: the paper's values too.
+        command: printed in every table.
+        readme: a file that gets table and picture.
+        films: gallery and contact sheet too.
+        recall: folder of ``cfbench recall``, whose curve is put in.
+        events: look for flashbacks, loops and freezes in the films.
 
     Raises:
         ValueError: nothing to report, or no normaliser.
-        CfError: no store there, or the disk refuses.
+        CfError: no store there, no answers, or the disk refuses.
     """
+    from cfbench.extras import gather
     from cfbench.progress import Reporter
     from cfbench.report import report
 
+    began = time.monotonic()
+    workers = min(os.cpu_count() or 1, MOST_DRAWERS)
     with Reporter() as reporter:
+        beside = gather(
+            root, tier_of(suite), recall=recall, events=events, workers=workers, reporter=reporter
+        )
         result = report(
             root,
             to,
@@ -274,15 +296,17 @@ def write_report(
             absent=absent(root),
             normaliser=normaliser,
             readme=readme,
-            workers=min(os.cpu_count() or 1, MOST_DRAWERS),
+            films=films,
+            beside=beside,
+            workers=workers,
             reporter=reporter,
         )
-    tree = asdict(result)
+    tree = {**asdict(result), "minutes": round((time.monotonic() - began) / 60, 2)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in tree.items()}
 
 
 def check_report(root: Path, to: Path, *, normaliser: Path | None) -> list[str]:
-    """Names of the report's tables that the records no longer give."""
+    """Names of the report's files that are not as the records give them."""
     from cfbench.report import check
 
     return check(root, to, normaliser=normaliser)
@@ -297,7 +321,7 @@ def write_curves(
         CfError: the suite has no dimension with a curve.
     """
     from cfbench import plots
-    from cfbench.report import analyse, table_texts
+    from cfbench.findings import analyse, table_texts
 
     analysis = analyse(
         open_store(root),
@@ -319,8 +343,8 @@ def write_gallery(
     root: Path, to: Path, *, suite: str, normaliser: Path | None, command: str
 ) -> dict[str, Any]:
     """The gallery page alone."""
+    from cfbench.findings import analyse
     from cfbench.gallery import build_gallery
-    from cfbench.report import analyse
 
     store = open_store(root)
     analysis = analyse(

@@ -271,12 +271,12 @@ class LocalStore:
 
     def runs(self) -> list[RunRecord]:
         """The last record of each job, sorted by id."""
-        return [_run(tree) for tree in self._latest("runs", lambda r: r["id"])]
+        return [run_from(tree) for tree in self._latest("runs", lambda r: r["id"])]
 
     def scores(self) -> list[Score]:
         """The last score of each (film, dimension, version), sorted."""
         trees = self._latest("scores", lambda r: (r["clip_sha"], r["dimension"], r["version"]))
-        return [_score(tree) for tree in trees]
+        return [score_from(tree) for tree in trees]
 
     def failures(self) -> list[Failure]:
         """The last failure of each (stage, job or film) that no later success replaced, sorted."""
@@ -469,11 +469,21 @@ def _build(kind: Any, tree: dict[str, Any]) -> Any:
     return kind(**tree)
 
 
-def _run(tree: dict[str, Any]) -> RunRecord:
+def run_from(tree: dict[str, Any]) -> RunRecord:
+    """The run of a record's JSON tree.
+
+    Raises:
+        CfError: of another version, or with other keys.
+    """
     return _build(RunRecord, {**tree, "clip": ClipInfo(**tree["clip"])})
 
 
-def _score(tree: dict[str, Any]) -> Score:
+def score_from(tree: dict[str, Any]) -> Score:
+    """The score of a record's JSON tree.
+
+    Raises:
+        CfError: of another version, or with other keys.
+    """
     windows = tuple(WindowScore(**window) for window in tree["windows"])
     return _build(Score, {**tree, "windows": windows})
 

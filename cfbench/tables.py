@@ -21,6 +21,9 @@ SYSTEMS: Mapping[str, str] = {
     "no-cdmd": "w/o contextual distillation",
     "absolute": "w/o bounded positions",
     "no-slow": "w/o slow memory",
+    "slow-2": "2 slow latents",
+    "slow-4": "4 slow latents",
+    "slow-8": "8 slow latents",
     "no-sink": "w/o sink",
     "surprisal-1": "Surprisal, every chunk",
     "tau-0.90": "tau = 0.90",
@@ -36,6 +39,9 @@ SYSTEMS: Mapping[str, str] = {
     "longlive": "LongLive, 3.0 s",
     "longlive-3.75": "LongLive, 3.75 s",
     "longlive-5.25": "LongLive, 5.25 s",
+    "longlive-6": "LongLive, 6 s",
+    "longlive-9": "LongLive, 9 s",
+    "longlive-12": "LongLive, 12 s",
     "longlive-recache": "LongLive, re-cached",
     "infinity-rope": "Infinity-RoPE",
     "infinity-rope-flush": "Infinity-RoPE, flushed",
@@ -93,7 +99,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows, columns and notes; ``header`` names the commit and command it came from."""
+    """Rows, columns and notes; ``header`` names the commit and command it came from.
+
+    ``bold`` is whether the highest value of a column is the best, and marked so.
+    """
 
     name: str
     title: str
@@ -102,6 +111,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     header: str
+    bold: bool = True
 
 
 def summaries(
@@ -257,7 +267,9 @@ def dimension_table(
 
 
 def best_rows(table: Table) -> list[int | None]:
-    """Row of the highest value of each column among systems, or None; references do not count."""
+    """Row of the best value of each column among systems, or None; references do not count."""
+    if not table.bold:
+        return [None] * len(table.columns)
     best: list[int | None] = []
     for column in range(len(table.columns)):
         values = [

@@ -30,6 +30,9 @@ LOCAL: Mapping[Family, str] = {"tiny": TINY_LOCAL}
 STREAMED: Mapping[Family, str] = {"tiny": TINY_STREAMED}
 NANO_RANDOM = "nano-random"
 WAN_STUDENT = "context-forcing"
+FEWER_SLOW = (2, 4, 8)
+WIDER_WINDOWS: Mapping[str, int] = {"3.75": 12, "5.25": 18, "6": 21, "9": 33, "12": 45}
+"""Windows by the seconds that sink and window span together: arXiv:2602.06028, figure 1."""
 
 
 def ours(family: Family) -> Experiment:
@@ -116,6 +119,10 @@ def ablations(base: Experiment) -> list[Experiment]:
         ),
         vary(base, "memory.positions", "absolute", name="absolute", label="w/o bounded positions"),
         vary(base, "memory.slow", 0, name="no-slow", label="w/o slow memory"),
+        *(
+            vary(base, "memory.slow", slow, name=f"slow-{slow}", label=f"{slow} slow latents")
+            for slow in FEWER_SLOW
+        ),
         vary(base, "memory.sink", 0, name="no-sink", label="w/o sink"),
         vary(
             base,
@@ -226,8 +233,10 @@ def baselines(base: Experiment) -> list[Experiment]:
         baseline(base, "self-forcing", "Self Forcing", **plain),
         dataclasses.replace(pp, weights=None),
         baseline(tuned, "longlive", "LongLive, 3.0 s", **longlive, fast=9),
-        baseline(tuned, "longlive-3.75", "LongLive, 3.75 s", **longlive, fast=12),
-        baseline(tuned, "longlive-5.25", "LongLive, 5.25 s", **longlive, fast=18),
+        *(
+            baseline(tuned, f"longlive-{span}", f"LongLive, {span} s", **longlive, fast=fast)
+            for span, fast in WIDER_WINDOWS.items()
+        ),
         baseline(
             tuned, "longlive-recache", "LongLive, re-cached", **longlive, fast=9, switch="recache"
         ),

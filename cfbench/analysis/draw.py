@@ -1,6 +1,6 @@
 """Figures of long films, in the style of ``cfbench.plots``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,21 @@ import numpy as np
 
 from cfbench.analysis.compare import Comparison
 from cfbench.analysis.drift import Group, Settings
+from cfbench.analysis.returns import Return
 from cfbench.curves import CURVES
-from cfbench.plots import BLUE, COLOURS, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure
+from cfbench.plots import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    counted,
+    figure,
+)
+from cfbench.plots import DASHES as REFERENCES
 from cfbench.stats import Interval
 
 if TYPE_CHECKING:
@@ -28,7 +41,12 @@ TITLES = {
 }
 
 
-def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None:
+def drift_curves(
+    out: Path,
+    groups: Sequence[Group],
+    settings: Settings,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Change of every measure against time: each film thin, the mean of a group thick.
 
     The grey zone is the band that a film may not leave; the dotted line ends the opening.
@@ -37,6 +55,7 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         out: path; written as .pdf and .png.
         groups: one a group of films and measure.
         settings: with which they were measured.
+        titles: how the legend calls groups, by label; others are called by their label.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
@@ -60,14 +79,31 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         canvas.supylabel("change from the film's opening (%)", fontsize=9)
         handles = [_handle(looks[label]) for label in labels]
         canvas.legend(
-            handles, labels, loc="outside upper left", ncols=min(4, len(labels)), fontsize=8
+            handles,
+            _counted(labels, groups, titles or {}),
+            loc="outside upper left",
+            ncols=min(4, len(labels)),
+            fontsize=8,
         )
+
+
+def _counted(
+    labels: Sequence[str], groups: Sequence[Group], titles: Mapping[str, str]
+) -> list[str]:
+    """Labels with films scored of expected: the fewest of all measures."""
+    found: list[str] = []
+    for label in labels:
+        mine = [group for group in groups if group.label == label]
+        scored = min(group.films for group in mine)
+        title = titles.get(label, label)
+        found.append(f"{title}: {scored}/{max(len(g.changes_NW) for g in mine)} films")
+    return found
 
 
 def _look(label: str, index: int) -> tuple[str, str]:
     """Colour and dashes; groups called like a system have the colour that it has elsewhere."""
     colour = COLOURS.get(label, PALETTE[index % len(PALETTE)])
-    return colour, DASHES[index // len(PALETTE) % len(DASHES)]
+    return colour, REFERENCES.get(label, DASHES[index // len(PALETTE) % len(DASHES)])
 
 
 def _handle(look: tuple[str, str]) -> Any:
@@ -122,6 +158,8 @@ def compare_curves(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
         handles = [_handle((A, "-")), _handle((B, "--")), _handle((INK, "-"))]
         names = [*labels, f"{labels[0]} minus {labels[1]}"]
         canvas.legend(handles, names, loc="outside upper left", ncols=3, fontsize=8)
+        shown = [curve for gap in gaps for curve in found.curves[gap.dimension]]
+        canvas.supxlabel(counted(shown), fontsize=8, color="#707070")
 
 
 def _line(
@@ -160,9 +198,45 @@ def compare_forest(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
                 axes.plot([100 * mean.low, 100 * mean.high], [place, place], color=colour, lw=1.6)
             marker = "D" if row.name == "total" else "o"
             axes.plot(value, place, marker, color=colour, ms=6 if row.name == "total" else 5)
+            axes.annotate(
+                f"{row.paired.scored}/{row.paired.expected}",
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                fontsize=8,
+                va="center",
+                color="#505050",
+            )
         axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(
             f"{labels[0]} minus {labels[1]}, same prompt and seed (x100)\n"
-            "bars: 95 %, prompts resampled; grey: the interval holds 0, or there is none"
+            "bars: 95 %, prompts resampled; grey: the interval holds 0, or there is none; "
+            "right: pairs scored/expected"
         )
+
+
+def return_curve(out: Path, found: Sequence[Return], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Likeness of what films show again against absence, with its chance.
+
+    Args:
+        out: path; written as .pdf and .png.
+        found: everything that was shown again, a dot each.
+        rows: the curve.
+    """
+    films = len({each.film for each in found})
+    with figure(out, 1, 1, (6.2, 4.2)) as (canvas, grid):
+        axes = grid[0]
+        times = [each.absent_s for each in found]
+        axes.plot(times, [each.likeness for each in found], ".", color=SKY, ms=4, alpha=0.6)
+        for name, colour, dash in (("likeness", BLUE, "-"), ("chance", "#707070", "--")):
+            kept = [row for row in rows if row[name]["value"] is not None]
+            at = [row["absent_s"] for row in kept]
+            axes.plot(at, [row[name]["value"] for row in kept], dash, color=colour, marker="o")
+            bounds = [row for row in kept if row[name]["low"] is not None]
+            low, high = ([row[name][key] for row in bounds] for key in ("low", "high"))
+            axes.fill_between([r["absent_s"] for r in bounds], low, high, color=colour, alpha=0.15)
+        axes.set_xlabel("seconds between the two showings")
+        axes.set_ylabel("cosine of mean embeddings")
+        names = [f"shown again: {len(found)} times in {films} films", "chance: other films, marks"]
+        handles = [_handle((BLUE, "-")), _handle(("#707070", "--"))]
+        canvas.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8)

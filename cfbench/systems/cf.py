@@ -1,7 +1,7 @@
 """Presets of the model package as systems, and the devices to run them on."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cfmodel.config import Experiment, Family
     from cfmodel.pipeline import Pipeline
 
+DECODED_BEFORE = 24
+"""Latents of a history that are decoded; the small codec's decoder looks back by fewer than 9."""
 NOT_TRAINED = "weights not trained yet"
 
 
@@ -76,18 +78,38 @@ class CfSystem:
         prompt_id: str,
         segments: tuple[tuple[str, float], ...],
         seed: int,
-        history: video.Frames,
+        history: video.Frames | None,
         chunks: int,
+        *,
+        encoded: dict[str, Any] | None = None,
     ) -> video.Frames:
-        """Frames (R, Y, X, 3) that the preset makes after a history of frames (R, Y, X, 3)."""
+        """Frames (R, Y, X, 3) that the preset makes after a history of them, or from nothing.
+
+        Args:
+            prompt_id: part of the noise's seed.
+            segments: texts and seconds of the whole film.
+            seed: of the noise.
+            history: frames (R, Y, X, 3) that are committed first.
+            chunks: to make.
+            encoded: latents of this history by codec, for several systems; filled where lacking.
+        """
         import torch
 
         from cfmodel.pipeline import Request
 
-        request = Request(prompt_id, segments, seed)
-        past = torch.from_numpy(history)[None]
-        parts = self.pipeline.films([request], chunks, history=past)
-        return np.concatenate([part[0].numpy() for part in parts])
+        pipeline, past = self.pipeline, None
+        if history is not None:
+            known: dict[str, Any] = {} if encoded is None else encoded
+            codec = pipeline.codec.spec.sha256
+            if codec not in known:
+                known[codec] = pipeline.encode(torch.from_numpy(history)[None])
+            past = known[codec]
+        made = pipeline.latents([Request(prompt_id, segments, seed)], chunks, history=past)
+        decoder = pipeline.codec.decoder(1)
+        if past is not None:
+            # What a frame looks like depends on a few latents before it, so the rest can be spared.
+            decoder.push(past[:, -DECODED_BEFORE:])
+        return np.concatenate([decoder.push(part)[0].cpu().numpy() for part in made])
 
     def peak_gib(self) -> float:
         """Most memory used so far: of the GPU, or of the process."""

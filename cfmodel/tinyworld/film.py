@@ -23,8 +23,13 @@ def film(
     scene = scene if isinstance(scene, Scene) else scene_from_json(scene)
     for start in range(0, frames, BLOCK):
         index = torch.arange(start, min(start + BLOCK, frames))
-        rgb = render(play(scene, index), height, width).rgb
-        yield (rgb * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+        yield pictures(scene, index, height, width)
+
+
+def pictures(scene: Scene, frames: Tensor, height: int = 80, width: int = 128) -> Tensor:
+    """Uint8 frames (n, Y, X, 3) of the given pixel frames (n,), all at once."""
+    rgb = render(play(scene, frames), height, width).rgb
+    return (rgb * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def truth(scene: Scene, frames: Tensor, height: int = 80, width: int = 128) -> Truth:

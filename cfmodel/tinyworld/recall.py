@@ -38,7 +38,10 @@ class Recall:
         gap_s: seconds of the quiet hold between the two looks at the second place.
         history: chunks of the film that are committed.
         chunks: chunks to make after them.
-        read: first and past-the-last pixel frame of the film in which the second place is read.
+        shown: first and past-the-last pixel frame in which the camera rests on the second place
+            for the first time.
+        read: the same of the second time, in which it is asked for.
+        unseen_s: seconds between the last pixel frame that shows any of it and the history's end.
         subject: what stands at the second place.
     """
 
@@ -46,7 +49,9 @@ class Recall:
     gap_s: float
     history: int
     chunks: int
+    shown: tuple[int, int]
     read: tuple[int, int]
+    unseen_s: float
     subject: Subject
 
     @property
@@ -80,18 +85,32 @@ def recall(number: int, gap_s: float) -> Recall:
     )
     turn = OPENING + PAN + LOOK + PAN + gap
     history, end = turn + TURNING, turn + PAN + SHOWN
+    away = OPENING + PAN
     for k in range(TRIES):
         scene = replace(sample_scene(10_000_000 + number * TRIES + k), script=script)
         subject = next((s for s in scene.subjects if s.place == 1), None)
         if subject is None:
             continue
-        who = scene.subjects.index(subject)
+        things = [scene.subjects.index(subject), SUBJECTS + 1]
         seen = truth(scene, torch.tensor([chunk_start(history) - 1, chunk_start(end) - 1]), 40, 64)
-        hidden = float(seen.coverage[0, [who, SUBJECTS + 1]].max()) == 0
-        if hidden and float(seen.visible[1, who]) > 0.9:
-            read = (chunk_start(turn + PAN + SETTLING), chunk_start(end))
+        hidden = float(seen.coverage[0, things].max()) == 0
+        if hidden and float(seen.visible[1, things[0]]) > 0.9:
             return Recall(
-                scene=scene, gap_s=gap * CHUNK_FRAMES / FPS, history=history,
-                chunks=end - history, read=read, subject=subject,
-            )  # fmt: skip
+                scene=scene,
+                gap_s=gap * CHUNK_FRAMES / FPS,
+                history=history,
+                chunks=end - history,
+                shown=(chunk_start(away + SETTLING), chunk_start(away + LOOK)),
+                read=(chunk_start(turn + PAN + SETTLING), chunk_start(end)),
+                unseen_s=(chunk_start(history) - 1 - _last_seen(scene, things)) / FPS,
+                subject=subject,
+            )
     raise RuntimeError(f"recall {number}: no scene of {TRIES} keeps its second place out of view")
+
+
+def _last_seen(scene: Scene, things: list[int]) -> int:
+    """Last pixel frame of the first look, or of the turn home, that shows any of some instances."""
+    start = chunk_start(OPENING + PAN + LOOK)
+    frames = torch.arange(start - 1, chunk_start(OPENING + PAN + LOOK + PAN))
+    coverage = truth(scene, frames, 40, 64).coverage[:, things].amax(1)
+    return int(frames[coverage > 0].max())

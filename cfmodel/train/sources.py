@@ -109,7 +109,8 @@ class Resources:
         path = mine if mine.exists() else self.assets / f"{name}.safetensors"
         if not path.exists():
             raise ValueError(
-                f"no weights of the stage {name}, neither in {self.out} nor in {self.assets}; train {name} first, or give --init {name}=SOURCE"
+                f"no weights of the stage {name}, neither in {self.out} nor in {self.assets}; "
+                f"train {name} first, or give --init {name}=SOURCE"
             )
         return load_weights(path)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfbench import curves, plots
+from cfbench import context_plot, curves, plots
 from cfbench.curves import at_time, held_latents, span_s, time_curves
 from cfbench.frame import build_frame
 from cfbench.tables import differences, summaries
@@ -44,6 +44,16 @@ def test_curves_follow_the_films() -> None:
     assert found["no-slow"].scored == (12,) * 6
 
 
+def test_every_curve_says_how_many_films_it_stands_for() -> None:
+    runs, scores = world({"ours": 0.8, "no-slow": 0.6})
+    whole = time_curves(build_frame(runs, scores, "tiny"), "dino_first")
+    assert plots.counted(whole) == "films scored: 12/12 of every system"
+    lacking = [s for s in scores if s.clip_sha != runs[0].clip.sha256]
+    less = time_curves(build_frame(runs, lacking, "tiny"), "dino_first")
+    assert "ours 11/12" in plots.counted(less)
+    assert "no-slow 12/12" in plots.counted(less)
+
+
 def test_a_time_without_a_film_is_null() -> None:
     runs = [run("ours", 0)]
     film = runs[0].clip.sha256
@@ -64,6 +74,12 @@ def test_a_time_without_a_film_is_null() -> None:
         ("self-forcing", 5.25, 21),
         ("longlive", 3.0, 12),
         ("longlive-3.75", 3.75, 15),
+        ("longlive-6", 6.0, 24),
+        ("longlive-9", 9.0, 36),
+        ("longlive-12", 12.0, 48),
+        ("slow-2", 5.25, 11),
+        ("slow-4", 8.25, 13),
+        ("slow-8", 14.25, 17),
         ("infinity-rope", 1.5, 6),
         ("full-context", 60.75, 243),
     ],
@@ -80,6 +96,17 @@ def test_context_never_exceeds_the_film_and_needs_a_memory() -> None:
     assert held_latents(experiment, 2) == 6
     assert span_s({"geometry": GEOMETRY}, 81) is None
     assert held_latents({}, 81) is None
+
+
+def test_series_differ_in_their_context_alone() -> None:
+    """Longer from one to the next, over equal weights."""
+    for members in curves.SERIES.values():
+        rows = [presets("tiny")[name] for name in members]
+        assert len({row.weights for row in rows}) == 1
+        spans = [span_s(row.to_json(), 81) for row in rows]
+        assert spans == sorted(spans)
+        fields = ("sink", "promotion", "positions", "tau", "decision", "commit_reads")
+        assert len({tuple(getattr(row.memory, f) for f in fields) for row in rows}) == 1
 
 
 def test_context_points_are_sorted_and_skip_references() -> None:
@@ -131,10 +158,11 @@ def test_plots_are_written_and_repeat_to_the_byte(tmp_path: Path) -> None:
     found, labels = summaries(frame, unit_normaliser()), {"ours": "Ours & co."}
     dino = time_curves(frame, "dino_first")
     for folder in (tmp_path / "a", tmp_path / "b"):
-        plots.time_overview(folder / "time", {"dino_first": dino}, labels)
+        printed = {"ours": {"dino_first_10s": 91.45, "dino_first_60s": 87.89}}
+        plots.time_overview(folder / "time", {"dino_first": dino}, labels, printed=printed)
         plots.forest(folder / "forest", differences(frame, unit_normaliser(), labels=labels))
     points = curves.context_points(frame, found, dino)
-    plots.context_length(tmp_path / "a" / "context", points, labels)
+    context_plot.context_length(tmp_path / "a" / "context", points, labels)
     plots.time_multiples(tmp_path / "a" / "multiples", dino, labels)
     plots.dimension_map(tmp_path / "a" / "dimensions", found, labels)
     written = sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -149,7 +177,7 @@ def test_plots_are_written_and_repeat_to_the_byte(tmp_path: Path) -> None:
 def test_nothing_to_plot_writes_nothing(tmp_path: Path) -> None:
     plots.time_overview(tmp_path / "time", {}, {})
     plots.time_multiples(tmp_path / "multiples", [], {})
-    plots.context_length(tmp_path / "context", [], {})
+    context_plot.context_length(tmp_path / "context", [], {})
     plots.dimension_map(tmp_path / "dimensions", {}, {})
     plots.forest(tmp_path / "forest", [])
     assert list(tmp_path.iterdir()) == []

@@ -99,7 +99,9 @@ def test_slope_is_least_squares_and_its_interval_covers() -> None:
 
 
 def test_few_windows_have_no_interval() -> None:
-    assert slope(np.arange(4.0), np.arange(4.0), SETTINGS) == (1.0, None, None)
+    found = slope(np.arange(4.0), np.arange(4.0), SETTINGS)
+    # Sums are taken in another order on other processors.
+    assert found == (pytest.approx(1.0), None, None)
     assert slope(np.zeros(1), np.zeros(1), SETTINGS) == (None, None, None)
 
 

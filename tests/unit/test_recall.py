@@ -21,7 +21,11 @@ def test_second_place_is_seen_left_and_seen_again(gap_s):
     assert thing[frames < 48].max() == 0  # never in the first three seconds
     assert (thing[inside].max(0).values > 0).all()  # shown by the history
     last = frames[inside][thing[inside, 0] > 0].max()
-    assert (chunk_start(probe.history) - int(last)) / 16 >= probe.gap_s
+    # Frames are looked at in steps of 8; it takes over when the camera has turned for 1.5 s.
+    assert 0 <= (chunk_start(probe.history) - int(last)) / 16 - probe.unseen_s <= 8 / 16
+    assert probe.unseen_s >= probe.gap_s + 1.5
+    rest = (frames >= probe.shown[0]) & (frames < probe.shown[1])
+    assert (seen.visible[rest, who] > 0.6).all()
     read = (frames >= probe.read[0]) & (frames < probe.read[1])
     assert (seen.visible[read, who] > 0.6).all()
 

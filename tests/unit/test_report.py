@@ -9,10 +9,17 @@ import pytest
 
 from cfbench import video
 from cfbench.aggregate import normaliser_bytes
+from cfbench.errors import CfError
+from cfbench.extras import Extras, gather
+from cfbench.findings import analyse
+from cfbench.packed import pack, unpack
 from cfbench.page import render_page
+from cfbench.progress import Reporter
 from cfbench.prompts import canonical
 from cfbench.readme import BEGIN, END, PICTURE, PICTURE_BEGIN, PICTURE_END, between
-from cfbench.report import ReportResult, analyse, check, report, warnings_of
+from cfbench.recall import Answer, Task
+from cfbench.report import ReportResult, check, report, warnings_of
+from cfbench.scorers.tiny.recall import ATTRIBUTES
 from cfbench.sheet import HEAD_PX, SIDE_PX, choose_film, frames_at, montage
 from cfbench.store import open_store
 from cfbench.types import Prompt, Segment
@@ -129,6 +136,92 @@ def test_check_finds_an_edited_and_a_missing_table(made: tuple[Path, ReportResul
     path.write_text(text, encoding="utf-8")
     curves.write_text(kept, encoding="utf-8")
     assert wrong == ["tables/ablation.csv", "tables/curves.csv"]
+
+
+EVENT = {"kind": "flashback", "start_s": 1.0, "end_s": 2.0, "score": 0.5, "period_s": None}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, made: tuple[Path, ReportResult]) -> Path:
+    """A report without films, with an event and answers of the recall probe."""
+    tmp_path = tmp_path_factory.mktemp("whole")
+    store = open_store(made[0] / "store")
+    films = [run_.clip.sha256 for run_ in store.runs()]
+    shares = dict.fromkeys(ATTRIBUTES, 0.5)
+    answers = [
+        Answer(Task(name, number, 3.0, 0, "forced", "k"), 6.0, shares, {})
+        for name in ("tiny/ours", "codec-truth", "another-scene")
+        for number in range(2)
+    ]
+    beside = Extras(
+        answers=tuple(answers), events={sha: [EVENT] if sha == films[0] else [] for sha in films}
+    )
+    (tmp_path / "unit.json").write_bytes((made[0] / "unit.json").read_bytes())
+    (tmp_path / "store").symlink_to(made[0] / "store")
+    make(tmp_path, films=False, beside=beside)
+    return tmp_path / "report"
+
+
+def test_a_report_without_films_is_made_again_from_its_own_inputs(whole: Path) -> None:
+    normaliser = whole.parent / "unit.json"
+    assert check(whole / "nowhere", whole, normaliser=normaliser) == []
+    assert not (whole / "gallery").exists()
+    assert not (whole / "plots" / "contact-sheet.png").exists()
+    page = (whole / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:", page)
+    for link in re.findall(r'(?:href|src)="([^"#:]+)"', page):
+        assert (whole / link).is_file(), link
+    assert "<td>1 (1)</td>" in page
+    assert "83.64<sup>" in page  # a Total of the paper that breaks the formula
+    assert "flashback,1.0,2.0,0.5," in (whole / "tables" / "events.csv").read_text()
+    assert (whole / "plots" / "forgetting.pdf").is_file()
+
+
+def test_every_edit_of_a_report_without_films_is_found(whole: Path) -> None:
+    edits = {
+        "tables/ablation.tex": lambda raw: raw.replace(b"81.0", b"91.0"),
+        "plots/time.png": lambda raw: raw[:-40] + b"x" + raw[-39:],
+        "index.html": lambda raw: raw + b"more",
+        "extra.csv": lambda raw: b"a",
+        # What follows from an edited input is found too.
+        "inputs/recall.jsonl": lambda raw: raw.replace(b"0.5", b"1.0"),
+    }
+    for name, edit in edits.items():
+        path = whole / name
+        path.write_bytes(edit(path.read_bytes() if path.exists() else b""))
+    follows = {"report.json", "tables/forgetting.json", "plots/forgetting.png"}
+    follows |= {"plots/forgetting.pdf"}
+    wrong = check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
+    assert set(wrong) == {*edits, *follows} - {"inputs/recall.jsonl"}
+    (whole / "inputs" / "records.jsonl.gz").write_bytes(b"no")
+    with pytest.raises(ValueError, match="make the report again"):
+        check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
+
+
+def test_records_come_back_as_they_were(tmp_path: Path, made: tuple[Path, ReportResult]) -> None:
+    store = open_store(made[0] / "store")
+    pack(store, tmp_path / "a.gz")
+    again = unpack(tmp_path / "a.gz", tmp_path / "again")
+    assert again.runs() == store.runs()
+    assert again.scores() == store.scores()
+    pack(again, tmp_path / "b.gz")
+    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+
+def test_answers_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    quiet = Reporter(quiet=True)
+    with pytest.raises(CfError, match="no answers"):
+        gather(tmp_path, "tiny", recall=tmp_path, events=False, workers=1, reporter=quiet)
+
+
+def test_events_of_a_runs_films(made: tuple[Path, ReportResult]) -> None:
+    found = gather(
+        made[0] / "store", "tiny", recall=None, events=True, workers=1,
+        reporter=Reporter(quiet=True),
+    )  # fmt: skip
+    assert len(found.events) == 9
+    kinds = {event["kind"] for events in found.events.values() for event in events}
+    assert kinds <= {"flashback", "freeze"}
 
 
 def test_frozen_above_ours_is_a_warning(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def whole(clip: video.Clip) -> Frames:
     Raises:
         DecodeError: the film cannot be decoded.
     """
-    blocks = [_sized(block) for block in clip.blocks()]
+    blocks = [sized(block) for block in clip.blocks()]
     # Frames that are held already are not copied.
     frames = blocks[0] if len(blocks) == 1 else np.concatenate([_NONE, *blocks])
     if not len(frames) or len(frames) < clip.scored:
@@ -81,7 +81,8 @@ def whole(clip: video.Clip) -> Frames:
     return frames
 
 
-def _sized(block: Frames) -> Frames:
+def sized(block: Frames) -> Frames:
+    """Frames (R, Y, X, 3) at the tiny world's size."""
     if block.shape[1:3] == (HEIGHT, WIDTH):
         return block
     size = (WIDTH, HEIGHT)

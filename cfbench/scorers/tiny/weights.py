@@ -55,6 +55,11 @@ def load(folder: Path = ASSETS, device: torch.device | None = None) -> Networks:
     return assemble(nets, hashes)
 
 
+def reader_digits(folder: Path = ASSETS) -> str:
+    """First 6 digits of the sha256 of the network that reads frames."""
+    return hashlib.sha256((folder / "reader.safetensors").read_bytes()).hexdigest()[:6]
+
+
 def measuring_codec(device: torch.device | None = None) -> Codec:
     """The bundled codec of the tiny world, float32 on every device.
 
