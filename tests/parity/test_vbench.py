@@ -16,6 +16,7 @@ from cfbench.aggregate import DIMENSIONS, QUALITY
 from cfbench.errors import CfError
 from cfbench.scorers.vbench import prep
 from cfbench.scorers.vbench.again import cut
+from cfbench.scorers.vbench.drawn import clip_shapes, drawn
 from cfbench.scorers.vbench.files import FILES, PINNED, Folder
 from cfbench.scorers.vbench.nets import vit
 from cfbench.scorers.vbench.protocol import clips, fused
@@ -27,8 +28,6 @@ from tests.helpers.vbench_data import (
     FILMS,
     FPS,
     FRAMES,
-    clip_shapes,
-    drawn,
     film,
     long_film,
     write_weights,
@@ -213,7 +212,7 @@ def test_odd_films_have_scores_or_reasons(shape, weights):
 @pytest.fixture
 def tables(tmp_path):
     """A folder with CLIP alone, so that background consistency has its score."""
-    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32)).items()}
+    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32, 64, 2)).items()}
     path = tmp_path / FILES["clip-b32"]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
