@@ -81,7 +81,7 @@ def test_without_weights_a_dimension_is_null_and_says_why(tmp_path):
     assert found["aesthetic_quality"].reason == (
         f"no weights {FILES['clip-l14']}, {FILES['aesthetic']}"
     )
-    assert found["subject_consistency"].version == "2.none"
+    assert found["subject_consistency"].version == "3.none"
     short = suite.score(held(film("slow")[:1], FPS), PROMPT)
     assert {s.dimension: s.reason for s in short}["temporal_flickering"].startswith(
         "does not apply: too few frames"
@@ -244,7 +244,7 @@ def test_clips_are_ranges_of_one_decode(tables):
     assert found["subject_consistency"].value is None
     assert FILES["dinov2"] in found["subject_consistency"].reason
     versions = {scorers.load(f"{name}:{tables}").version for name in SUITES}
-    assert versions == {"2", "2-long", "2-long-index"}
+    assert versions == {"3", "3-long", "3-long-index"}
 
 
 def test_clips_that_are_encoded_again_are_a_copy_of_a_copy(tables):

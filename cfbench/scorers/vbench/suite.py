@@ -30,7 +30,7 @@ from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.types import DimensionSpec, Prompt, Score
 from cfbench.video import Clip, DecodeError
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 CUSTOM = "custom"
 SHORT = f"does not apply: too few frames, or frames below {watch.SMALLEST_SIDE} pixels"
 NOT_ASKED = "does not apply: not one of the prompt's dimensions in VBench's suite"

@@ -65,9 +65,10 @@ class ViClip(nn.Module):
         patches = (patches + self.times[:, None]).transpose(1, 2).flatten(1, 2)
         cls = (self.cls + self.positions[0]).expand(films, 1, -1)
         x = self.norm_in(torch.cat([cls, patches], 1))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.project(self.norm_out(x[:, 0]))
+        return self.project(self.norm_out(last.first(x)[:, 0]))
 
 
 class Umt(nn.Module):
