@@ -69,11 +69,6 @@ def strong_flow(magnitude: NDArray[np.floating[Any]]) -> float:
     return float(np.sort(largest)[::-1].mean())
 
 
-def strong_flows(magnitudes_PYX: NDArray[np.floating[Any]]) -> list[float]:
-    """``strong_flow`` of each of several pairs."""
-    return [strong_flow(one) for one in magnitudes_PYX]
-
-
 def moves(strong: Floats, height: int, width: int) -> Flags:
     """Which pairs move: their strong flow exceeds 6 pixels of 256 on the shorter side."""
     return strong > FLOW_LIMIT * min(height, width)

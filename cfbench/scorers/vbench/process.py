@@ -5,8 +5,8 @@ import sys
 
 import cv2
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
-"""Of ``mallopt``: free bytes above which memory is given back, and blocks outside of the heap."""
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+"""Of ``mallopt``: free bytes above which memory is given back, blocks outside of the heap, heaps."""
 MOST = 2**31 - 1
 
 
@@ -24,5 +24,6 @@ def settle() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return
+    mallopt(ARENA_MAX, 1)
     mallopt(MMAP_MAX, 0)
     mallopt(TRIM_THRESHOLD, MOST)

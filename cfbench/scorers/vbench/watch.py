@@ -8,6 +8,7 @@ of frame numbers.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -260,9 +261,10 @@ class _Watcher:
         def frame(k: int) -> Tensor:
             return x[k - start][None] if k >= start else self._held[k]
 
+        unit = cache(lambda k: frame(k) / prep.LEVELS)  # an end of two pairs, most of the time
         for part in _parts(drawn, self.batch.pairs):
             between = [images[k - 1 - start] if k > start else self._late for k in part]
-            ends = [_joined([frame(k - late) for k in part]) for late in (2, 0)]
+            ends = [_joined([unit(k - late) for k in part]) for late in (2, 0)]
             for k, value in zip(part, self._unsmooth(*ends, between), strict=True):
                 self.film.smooth[k - 1] = value
         for part in _parts(flows, self.batch.pairs):
@@ -285,19 +287,18 @@ class _Watcher:
             self._features.update(zip(part, self._nets.raft.features(shown).split(1), strict=True))
         ends = [_joined([self._features[k] for k in part]) for part in (firsts, seconds)]
         self._features = {k: v for k, v in self._features.items() if k > firsts[-1]}
-        u, v = self._nets.raft.flow(a, *ends).unbind(1)
-        return rules.strong_flows((u.square() + v.square()).sqrt().cpu().numpy())
+        flows = self._nets.raft.flow(a, *ends).cpu().numpy()
+        return [rules.strong_flow(cv2.magnitude(u, v)) for u, v in flows]
 
     def _unsmooth(self, a: Tensor, b: Tensor, between: Sequence[Frames | None]) -> list[float]:
         """Mean absolute differences of frames to those that their neighbours let expect."""
-        ends = (prep.padded(x / prep.LEVELS, AMT_MULTIPLE) for x in (a, b))
+        ends = (prep.padded(x, AMT_MULTIPLE) for x in (a, b))
         drawn = prep.unpadded(self._nets.amt(*ends), *a.shape[2:])
-        # Cut, not rounded, to whole levels, as upstream does it.
-        levels = (drawn * prep.LEVELS).clamp_(0, prep.LEVELS).to(torch.uint8)
-        shown = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        # Cut, not rounded, to whole levels, as upstream does it; it is within [0, 1].
+        levels = drawn.mul(prep.LEVELS).to(torch.uint8).cpu().numpy()
         return [
-            cv2.norm(image, other, cv2.NORM_L1) / float(other.size)
-            for image, other in zip(between, shown, strict=True)
+            cv2.norm(image, cv2.merge(list(planes)), cv2.NORM_L1) / float(image.size)
+            for image, planes in zip(between, levels, strict=True)
             if image is not None
         ]
 
