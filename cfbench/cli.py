@@ -166,6 +166,9 @@ def score(
     ] = "native",
     env: Annotated[Path, typer.Option(help="of vbench-env create")] = Path("out/vbench-env"),
     device: Annotated[str, typer.Option(help="of the vbench package")] = "cpu",
+    features: Annotated[
+        bool, typer.Option(help="keep what VBench's networks saw in --out/features")
+    ] = True,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -191,7 +194,7 @@ def score(
     if via == "upstream":
         result, failed = score_upstream(out, folder, env, device)
     else:
-        result, failed = score_films(out, suite, workers)
+        result, failed = score_films(out, suite, workers, features)
     say(result, as_json)
     _finish(failed)
 

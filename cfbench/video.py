@@ -313,7 +313,7 @@ def _to_rgb(av: Any, frame: "VideoFrame") -> Frames:
 def _as_others(convert: "VideoReformatter", frame: "VideoFrame") -> Frames:
     rgb = convert.reformat(frame, format="rgb24", threads=1)
     # A view, since the block that it goes into is a copy; rows may have padding behind them.
-    plane = rgb.planes[0]
+    plane: Any = rgb.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
     return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 

@@ -194,7 +194,7 @@ def _entry(tree: dict[str, Any], setting: Setting) -> dict[str, Any]:
         {
             "key": setting.key, "device": setting.device, "threads": setting.threads,
             "films": setting.films, "seconds": setting.seconds,
-            "long_seconds": setting.long_seconds, 
+            "long_seconds": setting.long_seconds,
             "environment": provenance.environment({}, setting.threads),
             "rows": films.ROWS, "columns": films.COLUMNS, "fps": films.FPS, "pieces": {},
         },

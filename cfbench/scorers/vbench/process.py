@@ -6,7 +6,7 @@ import sys
 import cv2
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-"""Of ``mallopt``: free bytes above which memory is given back, blocks outside of the heap, heaps."""
+"""Of ``mallopt``: free bytes above which memory is given back; blocks outside of heaps; heaps."""
 MOST = 2**31 - 1
 
 

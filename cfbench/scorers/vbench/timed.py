@@ -60,9 +60,10 @@ class _Free(nn.Module):
 class _Sparse(nn.Module):
     """A network that is asked once in a while; its last answer stands for the others."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
-        self._net, self._calls, self._known = net, 0, dict[Any, Tensor]()
+        self._net: Any = net
+        self._calls, self._known = 0, dict[Any, Tensor]()
 
     def _asked(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
         key = (work.__name__, *(tuple(x.shape) for x in given))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from cfbench.scorers.vbench.nets import raft
 from cfbench.scorers.vbench.protocol import middles
 
 Frames = NDArray[np.uint8]
+Item = TypeVar("Item")
 AMT_MULTIPLE = 16
 AESTHETIC_SCALE, IMAGING_SCALE = 10.0, 100.0
 VICLIP_FRAMES, UMT_FRAMES = 8, 16
@@ -109,7 +110,7 @@ def watch(
     return watcher.film
 
 
-def _ahead(blocks: Iterator[Frames]) -> Iterator[Frames]:
+def _ahead(blocks: Iterator[Item]) -> Iterator[Item]:
     """The same blocks, each made in another thread while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, blocks, None)
@@ -264,8 +265,8 @@ class _Watcher:
         unit = cache(lambda k: frame(k) / prep.LEVELS)  # an end of two pairs, most of the time
         for part in _parts(drawn, self.batch.pairs):
             between = [images[k - 1 - start] if k > start else self._late for k in part]
-            ends = [_joined([unit(k - late) for k in part]) for late in (2, 0)]
-            for k, value in zip(part, self._unsmooth(*ends, between), strict=True):
+            a, b = (_joined([unit(k - late) for k in part]) for late in (2, 0))
+            for k, value in zip(part, self._unsmooth(a, b, between), strict=True):
                 self.film.smooth[k - 1] = value
         for part in _parts(flows, self.batch.pairs):
             firsts = [k - step for k in part]

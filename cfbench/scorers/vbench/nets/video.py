@@ -6,6 +6,7 @@ Both are built from the shapes of their weights. Dims: B films, F frames of a fi
 import math
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -68,7 +69,7 @@ class ViClip(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
-        return self.project(self.norm_out(last.first(x)[:, 0]))
+        return self.project(self.norm_out(cast(Block, last).first(x)[:, 0]))
 
 
 class Umt(nn.Module):

@@ -6,6 +6,7 @@ first, E width, Y X rows and columns of pixels.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -65,7 +66,7 @@ class VisionTransformer(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
-        return self.project(self.norm_out(last.first(x)[:, 0]))
+        return self.project(self.norm_out(cast(Block, last).first(x)[:, 0]))
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         if (rows, columns) == (self.grid, self.grid):
