@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films, cli_speed
+from cfbench import cli_films, cli_speed, cli_standard
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
@@ -421,6 +421,7 @@ app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
 app.add_typer(cli_speed.app, name="speed")
+app.add_typer(cli_standard.app, name="vbench-suite")
 
 
 def main() -> None:
