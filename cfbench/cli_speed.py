@@ -75,3 +75,19 @@ def score(
         long_seconds=long_seconds, rounds=rounds, parts=asked, by=by, dino=dino,
     )  # fmt: skip
     say(measure(setting, to, minutes), True)
+
+
+@app.command()
+def table(
+    results: Annotated[Path, typer.Option("--from", help="file of cfbench speed score")] = RESULTS,
+    into: Annotated[Path, typer.Option(help="document with the table's markers")] = Path(
+        "docs/vbench.md"
+    ),
+) -> None:
+    """Puts the table of measured times into the documentation."""
+    from cfbench.speed.table import put
+
+    if not results.is_file() or not into.is_file():
+        raise CfError(f"--from {results} --into {into}: expected two files")
+    put(results, into)
+    say({"document": str(into)}, False)

@@ -36,7 +36,7 @@ def samples(prompt: Prompt) -> int:
 
 
 def file_name(text: str, sample: int) -> str:
-    """What the package calls a film; the text is the short prompt, also where a longer one was used.
+    """What the package calls a film; the text is the short prompt, also of a film of a longer one.
 
     Example:
         >>> file_name("a person is riding a bike", 0)

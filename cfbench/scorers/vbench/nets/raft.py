@@ -36,9 +36,10 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = nnf.relu(self.norm1(self.conv1(x)))
-        out = nnf.relu(self.norm2(self.conv2(out)))
-        return nnf.relu(out + (x if self.downsample is None else self.downsample(x)))
+        # In place where nothing else holds the tensor: a half less memory at half the image's size.
+        out = self.norm1(self.conv1(x)).relu_()
+        out = self.norm2(self.conv2(out)).relu_()
+        return out.add_(x if self.downsample is None else self.downsample(x)).relu_()
 
 
 class _Encoder(nn.Module):
@@ -63,7 +64,7 @@ class _Encoder(nn.Module):
         self.conv2 = nn.Conv2d(128, FEATURES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nnf.relu(self.norm1(self.conv1(x)))
+        x = self.norm1(self.conv1(x)).relu_()
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
 
@@ -190,13 +191,12 @@ class Raft(nn.Module):
             second: those of the second images.
         """
         rows, columns = first.shape[-2:]
-        pairs = correlations(first, second)
-        pyramid = Pyramid(pairs, rows, columns, levels=LEVELS, radius=RADIUS)
-        del pairs
         context = self.cnet(_centred(a_B3YX))
         step = self.update_block
         given = step.gru.given(nnf.relu(context[:, STATE:]))
         state = context[:, :STATE].tanh()
+        pairs = correlations(first.flatten(2), second)
+        pyramid = Pyramid(pairs, rows, columns, levels=LEVELS, radius=RADIUS)
         flow = first.new_zeros(len(first), 2, rows, columns)
         for _ in range(ITERATIONS):
             motion = step.encoder(flow, pyramid.around(flow))
