@@ -1,9 +1,15 @@
-"""What a process that scores asks of the libraries in it; no number depends on it."""
+"""What a process that scores asks of the libraries in it, to be quick on a CPU."""
 
 import ctypes
 import sys
+from typing import TypeVar
 
 import cv2
+import torch
+from torch import nn
+from torch.utils import mkldnn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 """Of ``mallopt``: free bytes above which memory is given back; blocks outside of heaps; heaps."""
@@ -27,3 +33,18 @@ def settle() -> None:
     mallopt(ARENA_MAX, 1)
     mallopt(MMAP_MAX, 0)
     mallopt(TRIM_THRESHOLD, MOST)
+
+
+def quickened(net: Net) -> Net:
+    """The same network; on a CPU its linear layers are oneDNN's, as its convolutions are already.
+
+    The other library, MKL, has no AVX-512 for processors of other makers: half the speed there.
+    Features differ in the last digit. Weights of changed layers can no longer be read or moved.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return net
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.weight.device.type == "cpu":
+                setattr(parent, name, mkldnn.to_mkldnn(child))
+    return net

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cfbench.aggregate import QUALITY, SEMANTIC
 from cfbench.scorers import rules
-from cfbench.scorers.vbench import again, protocol, watch
+from cfbench.scorers.vbench import again, process, protocol, watch
 from cfbench.scorers.vbench.features import Features
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft, video, vit
@@ -125,7 +125,7 @@ class Toolbox:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
-        return net.to(self.device).eval().requires_grad_(False)
+        return process.quickened(net.to(self.device).eval().requires_grad_(False))
 
 
 @dataclass

@@ -53,12 +53,8 @@ class Block(nn.Module):
 
     def first(self, x_BLE: Tensor) -> Tensor:
         """The next first token alone (B, 1, E): all that is read of a last block."""
-        seen, width = self.norm1(x_BLE), x_BLE.shape[-1]
-        (of_q, of_kv), (to_q, to_kv) = (
-            part.split([width, 2 * width]) for part in (self.qkv.weight, self.qkv.bias)
-        )
-        q = nnf.linear(seen[:, :1], of_q, to_q)
-        return self._attended(x_BLE[:, :1], q, *nnf.linear(seen, of_kv, to_kv).chunk(2, dim=-1))
+        q, k, v = self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
+        return self._attended(x_BLE[:, :1], q[:, :1], k, v)
 
     def _attended(self, x_BLE: Tensor, *qkv: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in qkv)
