@@ -4,6 +4,7 @@ R pixel frames, Y rows, X columns.
 """
 
 import hashlib
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Clip:
     ``blocks`` gives the frames in blocks (R, Y, X, 3), RGB, from the first one each time it is
     called; a film that breaks off raises ``DecodeError`` there. ``plain`` gives them with colours
     as OpenCV and decord convert them, where that is another thing: see ``decode``; ``exact_fps`` is
-    the frame rate where it is no whole number.
+    the frame rate where it is no whole number; ``note`` is what its scores should tell beside
+    their values.
     """
 
     sha256: str
@@ -55,6 +57,7 @@ class Clip:
     blocks: Callable[[], Iterator[Frames]]
     plain: Callable[[], Iterator[Frames]] | None = None
     exact_fps: float | None = None
+    note: str = ""
 
     @property
     def rate(self) -> float:
@@ -90,7 +93,7 @@ def stored(path: Path) -> Clip:
     return Clip(
         sha256=info.sha256, frames=info.frames, fps=info.fps,
         blocks=lambda: decode(path), plain=lambda: decode(path, block=PLAIN_BLOCK, exact=False),
-        exact_fps=_rate(path),
+        exact_fps=_rate(path), note=_uneven(path),
     )  # fmt: skip
 
 
@@ -251,6 +254,22 @@ def _rate(path: Path) -> float | None:
     with _open(path) as container:
         rate = container.streams.video[0].average_rate
         return None if rate is None else float(rate)
+
+
+def _uneven(path: Path) -> str:
+    """What to say of a film whose frames do not last equally long; nothing of others."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        try:
+            shown = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+        except _av().error.FFmpegError:  # decoding will tell it
+            return ""
+        lengths = [b - a for a, b in itertools.pairwise(shown)]
+        # Where the clock does not divide a frame's length, lengths differ by one tick.
+        if stream.time_base is None or not lengths or max(lengths) - min(lengths) <= 1:
+            return ""
+        least, most = (1000 * float(n * stream.time_base) for n in (min(lengths), max(lengths)))
+        return f"variable frame rate ({least:.0f} to {most:.0f} ms a frame); scored as if even"
 
 
 def canonical_frames(stored: int, fps: int) -> int:

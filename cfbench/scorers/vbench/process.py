@@ -11,9 +11,11 @@ from torch.utils import mkldnn
 
 Net = TypeVar("Net", bound=nn.Module)
 
-TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-"""Of ``mallopt``: free bytes above which memory is given back; blocks outside of heaps; heaps."""
-MOST = 2**31 - 1
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+"""Of ``mallopt``: free bytes above which memory is given back; size of blocks that always are;
+heaps."""
+MOST, HUGE = 2**31 - 1, 2**23
+"""RAFT's table of correlations is huge, and is given back while other networks look."""
 
 
 def settle() -> None:
@@ -31,7 +33,7 @@ def settle() -> None:
     except AttributeError:  # another C library
         return
     mallopt(ARENA_MAX, 1)
-    mallopt(MMAP_MAX, 0)
+    mallopt(MMAP_THRESHOLD, HUGE)
     mallopt(TRIM_THRESHOLD, MOST)
 
 

@@ -268,6 +268,8 @@ class VBenchSuite:
         """
         parts, told = (range(clip.frames),), self.rule.name
         details: dict[str, Any] = {"frames": clip.frames}
+        if clip.note:
+            details["note"] = clip.note
         if self.rule.cuts:
             seconds = protocol.clip_seconds(prompt.vbench or ())
             parts = protocol.clips(clip.frames, clip.rate, seconds)

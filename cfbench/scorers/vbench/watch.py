@@ -85,7 +85,7 @@ class Batch(NamedTuple):
     pairs: int
 
 
-BATCHES: Mapping[str, Batch] = {"cpu": Batch(4, 2, 1), "cuda": Batch(32, 32, 8)}
+BATCHES: Mapping[str, Batch] = {"cpu": Batch(4, 1, 1), "cuda": Batch(32, 32, 8)}
 """Frames in general, frames that MUSIQ cuts into patches, pairs of frames; by kind of device."""
 
 
