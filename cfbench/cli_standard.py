@@ -80,3 +80,19 @@ def static(
     say({"static": kept, "few": few}, True)
     if few:
         raise CfError(f"{len(few)} prompts have fewer than 5 static films", INCOMPLETE)
+
+
+@app.command()
+def totals(
+    out: Annotated[Path, typer.Option(help="run whose films were scored by --suite vbench")],
+) -> None:
+    """Quality, Semantic and Total of a run's systems, null with what is missing (JSON).
+
+    Beside them, under names of their own: ``quality_custom`` over the six dimensions that need no
+    prompt of VBench's, and ``semantic_partial`` over those that there are.
+    """
+    from cfbench import standard
+    from cfbench.store import open_store
+
+    store = open_store(out)
+    say(standard.totals(store.runs(), store.scores()), True)

@@ -6,13 +6,15 @@ Source: VBench's README, ``vbench/__init__.py`` and ``static_filter.py`` at 45e7
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from cfbench.aggregate import DIMENSIONS, aggregate, partial, suite_normaliser
 from cfbench.errors import CfError
+from cfbench.frame import build_frame
 from cfbench.scorers.rules import Floats
-from cfbench.types import Prompt, RunRecord
+from cfbench.types import Prompt, RunRecord, Score
 
 FLICKER = "temporal_flickering"
 SAMPLES, FLICKER_SAMPLES = 5, 25
@@ -161,3 +163,24 @@ def links(
         for text, of_text in by_text.items()
         for sample, seed in enumerate(sorted(of_text))
     }
+
+
+def totals(runs: Sequence[RunRecord], scores: Sequence[Score]) -> dict[str, Any]:
+    """Group scores by system, from means of normalised dimensions over films; see ``Partial``.
+
+    A dimension that no film has is missing, and no total holds without it.
+    """
+    frame = build_frame(runs, scores, "reference")
+    normaliser = suite_normaliser("reference")
+    found: dict[str, Any] = {}
+    for system in frame.systems:
+        here = frame.where(system=system)
+        rows = here.normalised(normaliser)
+        means = {
+            name: float(np.nanmean(column)) if np.isfinite(column).any() else None
+            for name, column in zip(DIMENSIONS, rows.T, strict=True)
+        }
+        found[system] = {
+            **aggregate(means)._asdict(), **partial(means)._asdict(), "films": len(here.runs)
+        }  # fmt: skip
+    return found

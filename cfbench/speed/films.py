@@ -1,11 +1,13 @@
 """Films for timings: textures that slide, the same bytes wherever they are made."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cfbench import video
+from cfbench.errors import CfError
 
 ROWS, COLUMNS, FPS = 480, 832, 16
 MARGIN = 64
@@ -44,7 +46,31 @@ def made(folder: Path, count: int, seconds: float) -> list[Path]:
     paths = [folder / f"film-{seconds:g}s-{number}.mp4" for number in range(count)]
     for seed, path in enumerate(paths):
         if not path.exists():
-            part = path.with_suffix(".part")
-            video.encode(part, frames(round(seconds * FPS) + 1, seed), FPS)
+            part = path.with_name(f"part-{path.name}")
+            shown = frames(round(seconds * FPS) + 1, seed)
+            if importlib.util.find_spec("av") is not None:
+                video.encode(part, shown, FPS)
+            else:
+                written_by_opencv(part, shown)
             part.replace(path)
     return paths
+
+
+def written_by_opencv(path: Path, blocks: Iterator[video.Frames]) -> None:
+    """A film in MPEG-4, where PyAV is not installed; both sides of a timing read the same one.
+
+    Raises:
+        CfError: OpenCV cannot write it.
+    """
+    import cv2
+
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), code, FPS, (COLUMNS, ROWS))
+    try:
+        if not writer.isOpened():
+            raise CfError(f"OpenCV cannot write {path}")
+        for block in blocks:
+            for image in block:
+                writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    finally:
+        writer.release()

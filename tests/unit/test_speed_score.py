@@ -142,6 +142,18 @@ def test_films_read_through_opencv_are_the_same(tmp_path):
         video_opencv.stored(tmp_path / "b.mp4")
 
 
+def test_films_written_without_pyav_have_their_frames(tmp_path):
+    path = tmp_path / "a.mp4"
+    films.written_by_opencv(path, films.frames(9, 0))
+    clip = video_opencv.stored(path)
+    shown = np.concatenate(list(clip.as_others()))
+    assert (clip.frames, clip.fps, shown.shape) == (9, films.FPS, (9, films.ROWS, films.COLUMNS, 3))
+    meant = np.concatenate(list(films.frames(9, 0)))
+    assert np.abs(shown.astype(int) - meant).mean() < 10
+    # The same film for who reads it with PyAV.
+    assert np.array_equal(np.concatenate(list(video.stored(path).as_others())), shown)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

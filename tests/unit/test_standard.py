@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from cfbench import prompts, standard
+from cfbench.aggregate import CUSTOM, DIMENSIONS, suite_normaliser
 from cfbench.cli import app
 from cfbench.errors import CfError
 from cfbench.scorers.vbench.static import still
-from cfbench.types import Prompt, Segment
+from cfbench.types import Prompt, Score, Segment
 from cfbench.video import held
-from tests.helpers.bench import run_record
+from tests.helpers.bench import CLIP, run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 UPSTREAM = ROOT / "out" / "vbench-env"
@@ -126,3 +128,31 @@ def test_the_verb_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(CfError, match="35 films are missing") as caught:
         app(["vbench-suite", "check", str(tmp_path)], standalone_mode=False)
     assert caught.value.exit_code == 3
+
+
+def test_what_is_missing_makes_totals_null_and_partial_ones_have_their_own_names():
+    runs = [
+        run_record(name, system=name, clip=replace(CLIP, sha256=name * 64)) for name in ("x", "y")
+    ]
+    raw = dict.fromkeys(CUSTOM, 0.9) | {"human_action": 1.0, "scene": 0.4111}
+    scores = [
+        Score(
+            clip_sha=run.clip.sha256, dimension=name, version="3", tier="reference",
+            value=raw.get(name) if run.system == "x" else None,
+            reason="" if run.system == "x" and name in raw else "no weights",
+        )
+        for run in runs
+        for name in DIMENSIONS
+    ]  # fmt: skip
+    found = standard.totals(runs, scores)
+    x, y = found["x"], found["y"]
+    assert x["quality"] is x["semantic"] is x["total"] is None
+    assert "temporal_flickering" in x["missing"]
+    ranges = suite_normaliser("reference").ranges
+    weights = {name: 0.5 if name == "dynamic_degree" else 1.0 for name in CUSTOM}
+    means = {n: (0.9 - ranges[n].low) / (ranges[n].high - ranges[n].low) for n in CUSTOM}
+    expected = sum(weights[n] * means[n] for n in CUSTOM) / 5.5
+    assert x["quality_custom"] == pytest.approx(expected)
+    assert x["semantic_partial"] == pytest.approx((1 + 0.4111 / 0.8222) / 2)
+    assert x["semantic_of"] == ("human_action", "scene")
+    assert y["quality_custom"] is y["semantic_partial"] is None

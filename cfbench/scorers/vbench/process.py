@@ -14,15 +14,14 @@ Net = TypeVar("Net", bound=nn.Module)
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Of ``mallopt``: free bytes above which memory is given back; size of blocks that always are;
 heaps."""
-MOST, HUGE = 2**31 - 1, 2**23
-"""RAFT's table of correlations is huge, and is given back while other networks look."""
+MOST, HUGE = 2**31 - 1, 2**21
+"""Larger blocks are given back at once, so that one network's do not add to the next one's."""
 
 
 def settle() -> None:
-    """Keeps freed memory, and OpenCV to one thread, from here on.
+    """Keeps small blocks of freed memory, and OpenCV to one thread, from here on.
 
-    glibc gives large blocks back to the system at once, and their pages are made anew for every
-    layer of every frame: a fifth of a film's time on a CPU. OpenCV's threads and torch's, each
+    Pages that are given back are made anew for every layer of every frame. OpenCV's threads and torch's, each
     waiting for work in a loop, take the cores from one another: ten times the time on two cores.
     """
     cv2.setNumThreads(1)
