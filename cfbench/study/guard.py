@@ -1,5 +1,6 @@
 """What stands before every route: paths that exist, sizes, rates, security headers (plain ASGI)."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -11,6 +12,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 16 << 10
 """Of a body; the largest that a page sends is a remark of 2000 characters."""
+MOST_HEADER_BYTES = 8 << 10
+BODY_S = 10.0
+"""For a body to arrive, so that nobody holds a connection open with half a request."""
 OPEN = ("/api/", "/m/", "/study/", "/assets/", "/static/", "/gradio_api/heartbeat/")
 OPEN_EXACT = frozenset(
     ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/startup-events")
@@ -20,6 +24,9 @@ API pages, run history) is no path of this server."""
 BURST, A_SECOND = 2000.0, 400.0
 """Of one address, behind which a whole institute may sit."""
 MOST_ADDRESSES = 10_000
+BEGIN = "/api/session"
+BEGIN_BURST, BEGIN_A_SECOND = 300.0, 0.5
+"""Of one address; whoever began sessions without end would use up the study's places."""
 
 HEADERS = (
     (
@@ -56,10 +63,11 @@ class Rates:
     def allows(self, name: str) -> bool:
         """Take one request from a bucket; False when it is empty."""
         now = self._clock()
-        left, at = self._buckets.get(name, (self._burst, now))
+        left, at = self._buckets.pop(name, (self._burst, now))
         left = min(self._burst, left + (now - at) * self._a_second)
         if len(self._buckets) >= MOST_ADDRESSES:
-            self._buckets.clear()
+            # The one used longest ago: new names must not give everybody a full bucket.
+            del self._buckets[next(iter(self._buckets))]
         self._buckets[name] = (left - 1 if left >= 1 else left, now)
         return left >= 1
 
@@ -70,11 +78,13 @@ class Guard:
     Args:
         app: what is guarded.
         rates: by address.
+        begins: by address, of new sessions alone.
     """
 
-    def __init__(self, app: App, rates: Rates | None = None) -> None:
+    def __init__(self, app: App, rates: Rates | None = None, begins: Rates | None = None) -> None:
         self._app = app
         self._rates = rates or Rates(BURST, A_SECOND)
+        self._begins = begins or Rates(BEGIN_BURST, BEGIN_A_SECOND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -86,16 +96,30 @@ class Guard:
         else:
             await self._serve(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _refused(self, scope: Scope) -> tuple[int, str] | None:
         path: str = scope["path"]
         address = (scope.get("client") or ("", 0))[0]
         if not self._rates.allows(address):
-            await answer(send, 429, "too many requests; please wait a moment")
-            return
+            return 429, "too many requests; please wait a moment"
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            return 431, "the request's headers are too large"
         if not (path.startswith(OPEN) or path in OPEN_EXACT) or ".." in path:
-            await answer(send, 404, "not found")
+            return 404, "not found"
+        if path == BEGIN and not self._begins.allows(address):
+            return 429, "too many raters began here; please come back in a few minutes"
+        return None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refused(scope)
+        if refused is not None:
+            await answer(send, *refused)
             return
-        body = await read(receive, scope)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await read(receive, scope)
+        except TimeoutError:
+            await answer(send, 408, "the request did not arrive")
+            return
         if body is None:
             await answer(send, 413, "the request is too large")
             return

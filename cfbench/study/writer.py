@@ -171,7 +171,11 @@ class Writer:
 
     def _back_up_hourly(self) -> None:
         while not self._stop.wait(BACKUP_EVERY_S):
-            back_up(self.folder)
+            try:
+                back_up(self.folder)
+            except (OSError, sqlite3.Error) as error:
+                # Votes go on: they are on disk twice, and the next hour tries again.
+                log.error("no copy of the votes was made: %s", error)
 
 
 def back_up(folder: Path) -> Path:
