@@ -16,10 +16,11 @@ BIN := .venv/bin
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 CORE := .venv/.installed-core-$(KEY)
 DEV := .venv/.installed-dev-$(KEY)
+STUDY := .venv/.installed-study-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme test lint golden parity format coverage preview clean
+.PHONY: help reproduce readme study test lint golden parity format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -33,6 +34,12 @@ reproduce: $(CORE)
 ## readme      put picture and table of the last make reproduce into README.md
 readme: $(CORE)
 	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
+
+## study       blind study on the films of make reproduce; open the address it prints, ctrl-c stops it
+study: $(STUDY)
+	@test -f '$(OUT)/study/design.json' || \
+	    $(BIN)/cfbench study build --out '$(OUT)' --study '$(OUT)/study'
+	$(BIN)/cfbench study serve --study '$(OUT)/study'
 
 # One torch thread a worker: workers share the cores instead of fighting for them.
 test: lint
@@ -114,6 +121,10 @@ endef
 $(CORE):
 	$(call INSTALL,.)
 	@touch $@
+
+$(STUDY):
+	$(call INSTALL,'.[study]')
+	@touch $(CORE) $@
 
 $(DEV):
 	$(call INSTALL,'.[dev]')
