@@ -8,7 +8,8 @@
   const at = (id) => document.getElementById(`study-${id}`);
   const client = document.querySelector('meta[name="study-client"]')?.content ?? "";
   let token = "", state = null, here = 0, now = 0, trained = false, waiting = 0;
-  let seen = fresh(), ticking = 0, example = 0, last = 0;
+  let seen = fresh(), ticking = 0, example = 0, last = 0, stored = Promise.resolve(), leaving = false;
+  const kept = new Map(), looks = [];
 
   function fresh() {
     return { left: new Set(), right: new Set(), replays: 0, hidden: 0, began: performance.now(),
@@ -97,8 +98,7 @@
     if (document.hidden) seen.hidden += time - last;
     last = time;
     if (waiting && ready()) play();
-    const loading = !ready();
-    at("loading").textContent = loading ? "Loading both films; they start together." : "";
+    at("loading").textContent = !ready() ? "Loading both films; they start together." : "";
     if (!document.hidden) { mark("left", left); mark("right", right); }
     const apart = right.currentTime - left.currentTime;
     if (!left.paused && !left.ended && !right.ended && Math.abs(apart) > DRIFT_S) right.currentTime = left.currentTime;
@@ -140,7 +140,7 @@
     const given = item().answers[one.id] ?? {};
     for (const [value, text] of ANSWERS) {
       const made = button(text, given.answer === value, () => choose(index, value));
-      made.disabled = !seen.open && !answered(item());
+      made.disabled = !seen.open;
       row.append(made);
     }
     const cannot = button("Cannot judge", given.answer === "cannot", () => reason(box, index));
@@ -176,26 +176,28 @@
   async function choose(index, answer, why = "") {
     const one = item(), asked = one.questions[index], place = here;
     if (!asked) return;
-    if (answer !== "cannot" && !seen.open && !answered(one)) return;
+    if (answer !== "cannot" && !seen.open) return;
     const before = one.answers[asked.id];
     if (before && before.answer === answer && before.reason === why) return;
-    one.answers[asked.id] = { answer, reason: why };
+    const given = one.answers[asked.id] = { answer, reason: why };
     now = one.questions.findIndex((other) => !one.answers[other.id]);
     if (now < 0) now = index;
     paint();
     at("saved").textContent = "storing";
-    const open = answered(one) && !seen.open;
+    const vote = {
+      item: place, question: asked.id, answer, reason: why, client,
+      watched_left_s: watched("left"), watched_right_s: watched("right"),
+      replays: seen.replays, hidden_s: seen.hidden / 1000,
+      response_s: (performance.now() - seen.began) / 1000,
+    };
+    // One after another: an earlier answer that is sent again must not arrive behind a later one.
+    const storing = stored.then(() => call("vote", vote));
+    stored = storing.catch(() => {});
     try {
-      await call("vote", {
-        item: place, question: asked.id, answer, reason: why, client,
-        watched_left_s: open && before ? duration() : watched("left"),
-        watched_right_s: open && before ? duration() : watched("right"),
-        replays: seen.replays, hidden_s: seen.hidden / 1000,
-        response_s: (performance.now() - seen.began) / 1000,
-      });
+      await storing;
       at("saved").textContent = "stored";
     } catch (error) {
-      if (before) one.answers[asked.id] = before; else delete one.answers[asked.id];
+      if (one.answers[asked.id] === given) one.answers[asked.id] = before;
       at("saved").textContent = "";
       paint();
       fail(error);
@@ -220,7 +222,8 @@
     pause();
     films().forEach((film, side) => {
       film.lastTenth = undefined;
-      film.src = side ? pair.right : pair.left;
+      const url = side ? pair.right : pair.left;
+      film.src = kept.get(url) ?? url;
       film.load();
     });
     at("watched").textContent = "";
@@ -229,13 +232,11 @@
     ticking = setInterval(tick, TICK_MS);
   }
 
-  function place(films_in) {
-    at(films_in).append(at("films"), document.querySelector(".study-bar"), at("loading"));
-  }
+  const place = (films_in) => at(films_in).append(at("films"), document.querySelector(".study-bar"), at("loading"));
 
   function go(to) {
     here = to;
-    seen = fresh();
+    seen = looks[here] ??= fresh();
     now = Math.max(0, item().questions.findIndex((one) => !item().answers[one.id]));
     show("pair");
     at("questions").before(at("films"), document.querySelector(".study-bar"), at("loading"));
@@ -253,23 +254,22 @@
     // In the browser's memory only: films are never stored by it.
     for (const [count, url] of [next.left, next.right].entries()) {
       if (from !== here) return;
-      if (!next.kept) next.kept = {};
-      if (!next.kept[url]) {
+      if (!kept.has(url)) {
         const answer = await fetch(url, { credentials: "same-origin" }).catch(() => null);
         if (!answer?.ok) return;
-        next.kept[url] = URL.createObjectURL(await answer.blob());
+        kept.set(url, URL.createObjectURL(await answer.blob()));
       }
       if (from === here) at("preload").textContent = `next pair: ${count + 1} of 2 films loaded`;
     }
-    [next.left, next.right] = [next.kept[next.left], next.kept[next.right]];
   }
 
   async function forward() {
-    if (at("pair").hidden || !answered(item())) return;
-    for (const url of [item().left, item().right]) if (url.startsWith("blob:")) URL.revokeObjectURL(url);
-    const open = state.items.findIndex((one) => !answered(one));
-    if (open >= 0) { await refresh(open); return; }
-    await refresh(-1);
+    if (leaving || at("pair").hidden || !answered(item())) return;
+    leaving = true;
+    await stored;
+    for (const url of [item().left, item().right]) { URL.revokeObjectURL(kept.get(url)); kept.delete(url); }
+    await refresh(state.items.findIndex((one) => !answered(one)));
+    leaving = false;
   }
 
   async function refresh(open) {
