@@ -1,4 +1,4 @@
-"""Answers in the order they were given, films fetched once, and nothing claimed to be watched."""
+"""Answers in the order they were given, and films fetched once."""
 
 import contextlib
 from collections.abc import Generator
@@ -104,15 +104,3 @@ def test_films_that_were_loaded_ahead_are_not_fetched_again(server: Any, page: A
     assert shown[0].startswith("blob:")
     watch(page)
     assert len([url for url in asked if "/m/" in url]) <= 2, "the third pair's films alone"
-
-
-def test_after_a_refresh_an_answer_is_changed_only_by_who_watches(server: Any, page: Any) -> None:
-    watch(page)
-    choose(page, 0, LEFT)
-    says(page, "stored")
-    page.reload()
-    page.wait_for_selector("#study-pair:not([hidden])")
-    assert page.locator('.study-question button[aria-pressed="true"]').count() == 1
-    assert page.locator(".study-question button").nth(RIGHT).is_disabled()
-    watch(page)
-    assert page.locator(".study-question button").nth(RIGHT).is_enabled()
