@@ -20,7 +20,7 @@ STUDY := .venv/.installed-study-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme study test lint golden parity format coverage preview clean
+.PHONY: help reproduce study readme test lint golden parity format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -31,15 +31,14 @@ reproduce: $(CORE)
 	    --seconds $(SECONDS) --out '$(OUT)'; { code=$$?; set +x; } 2>/dev/null; \
 	case $$code in 0|3) echo "report page: $(abspath $(OUT))/index.html";; esac; exit $$code
 
+## study       a blind study of the films of make reproduce, at http://127.0.0.1:7860
+study: $(STUDY)
+	test -f out/study/design.json || $(BIN)/cfbench study build --out '$(OUT)' --study out/study
+	$(BIN)/cfbench study serve --study out/study
+
 ## readme      put picture and table of the last make reproduce into README.md
 readme: $(CORE)
 	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
-
-## study       blind study on the films of make reproduce; open the address it prints, ctrl-c stops it
-study: $(STUDY)
-	@test -f '$(OUT)/study/design.json' || \
-	    $(BIN)/cfbench study build --out '$(OUT)' --study '$(OUT)/study'
-	$(BIN)/cfbench study serve --study '$(OUT)/study'
 
 # One torch thread a worker: workers share the cores instead of fighting for them.
 test: lint
@@ -122,9 +121,10 @@ $(CORE):
 	$(call INSTALL,.)
 	@touch $@
 
-$(STUDY):
-	$(call INSTALL,'.[study]')
-	@touch $(CORE) $@
+# Beside whatever else is installed: it takes nothing away.
+$(STUDY): $(CORE)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[study]'
+	@touch $@
 
 $(DEV):
 	$(call INSTALL,'.[dev]')
