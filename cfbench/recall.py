@@ -76,10 +76,15 @@ class Answer(NamedTuple):
 
 
 def answers(folder: Path) -> list[Answer]:
-    """The answers stored in a folder; lines cut short, or of another version, are left out."""
+    """The answers stored in a folder."""
     path = folder / FILE
+    return parsed(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parsed(text: str) -> list[Answer]:
+    """The answers in lines of text; lines cut short, or of another version, are left out."""
     found: list[Answer] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
             tree = json.loads(line)
             rest = [tree.pop(name) for name in ("unseen_s", "shares", "looks")]

@@ -81,7 +81,7 @@ def forgetting(out: Path, tree: Mapping[str, Any], labels: Mapping[str, str]) ->
         axes.set_ylim(-3, 103)
         axes.set_xticks(TICKS_S, [f"{tick:g}" for tick in TICKS_S])
         axes.minorticks_off()
-        canvas.supxlabel("seconds out of view when the system takes over", fontsize=9)
+        grid[4].set_xlabel("seconds out of view when the system takes over")
         canvas.supylabel("share of frames that show it right (x100)", fontsize=9)
         handles, names = _legend(tree, styles, labels)
         canvas.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
