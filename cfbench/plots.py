@@ -36,7 +36,7 @@ COLOURS: Mapping[str, str] = {
     "frozen": INK,
 }
 DASHES: Mapping[str, str] = {"rendered-truth": "--", "frozen": ":"}
-DPI = 160
+DPI = 120
 PALETTE = 256
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
