@@ -13,7 +13,7 @@ OUT ?= out/reproduce
 # What results/tiny/report is about: both series of context lengths, and the published systems.
 SERIES ?= tiny/ours,tiny/uniform-2,tiny/no-slow,tiny/slow-4,tiny/self-forcing,tiny/longlive,$\
     tiny/longlive-6,tiny/longlive-12,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
-PROBES ?= 6
+PROBES ?= 5
 RESULTS ?= out/results
 
 BIN := .venv/bin

@@ -4,6 +4,7 @@ Both are inputs of the report, as the records are, and lie in its folder ``input
 """
 
 import csv
+import gzip
 import html
 import io
 import json
@@ -20,12 +21,12 @@ from cfbench.frame import Frame, build_frame
 from cfbench.packed import pack
 from cfbench.progress import Reporter
 from cfbench.recall import FILE as RECALL
-from cfbench.recall import Answer, answers
+from cfbench.recall import Answer, answers, parsed
 from cfbench.store import LocalStore, open_store, sha256_of, write_atomic
 from cfbench.types import Tier
 
 INPUTS = "inputs"
-RECORDS, EVENTS = "records.jsonl.gz", "events.json"
+RECORDS, ANSWERS, EVENTS = "records.jsonl.gz", "recall.jsonl.gz", "events.json"
 KINDS = ("flashback", "loop", "freeze")
 
 Events = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -43,7 +44,7 @@ class Extras:
         """Put both into a folder."""
         if self.answers:
             lines = sorted(answer.line() for answer in self.answers)
-            write_atomic(folder / RECALL, "".join(lines).encode())
+            write_atomic(folder / ANSWERS, gzip.compress("".join(lines).encode(), mtime=0))
         if self.events:
             text = json.dumps(self.events, indent=1, sort_keys=True)
             write_atomic(folder / EVENTS, f"{text}\n".encode())
@@ -53,7 +54,9 @@ def read(folder: Path) -> Extras:
     """What lies in a folder."""
     path = folder / EVENTS
     events = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return Extras(answers=tuple(answers(folder)), events=events)
+    packed = folder / ANSWERS
+    lines = gzip.decompress(packed.read_bytes()).decode() if packed.is_file() else ""
+    return Extras(answers=tuple(parsed(lines)), events=events)
 
 
 def write_inputs(folder: Path, store: LocalStore, extras: Extras) -> dict[str, str]:
@@ -173,8 +176,10 @@ def sections(extras: Extras, frame: Frame, titles: Mapping[str, str]) -> list[tu
         lines.append(f"<tr><th>{html.escape(title)}</th><td>{count}</td>{cells}</tr>")
     lines.append("</tbody></table>")
     note = (
-        "How many of each, and in brackets in how many films. A still scene is a freeze by this "
-        'rule, in rendered films too. <a href="tables/events.csv">csv</a>'
+        "How many of each, and in brackets in how many films. Texts that turn the camera back ask "
+        "for a return: one that jumps there is a flashback, one at the pace of a camera is none. A "
+        "still scene is a freeze by this rule, in rendered films too. "
+        '<a href="tables/events.csv">csv</a>'
     )
     return [("Flashbacks, loops, freezes", "\n".join([*lines, f'<p class="note">{note}</p>']))]
 

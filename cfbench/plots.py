@@ -4,6 +4,7 @@ One style: Okabe and Ito's colour-blind safe colours; ours is vermilion and thic
 black and broken, the systems of the moment coloured, the rest grey.
 """
 
+import io
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ COLOURS: Mapping[str, str] = {
     "frozen": INK,
 }
 DASHES: Mapping[str, str] = {"rendered-truth": "--", "frozen": ":"}
-DPI = 160
+DPI = 120
+PALETTE = 256
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -69,6 +71,7 @@ def figure(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     with rc_context(RC):
         canvas = Figure(figsize=size, layout="constrained")
@@ -81,7 +84,11 @@ def figure(
         canvas.set_layout_engine("none")
         # No dates in the files: equal data give equal figures.
         canvas.savefig(out.with_suffix(".pdf"), metadata={"CreationDate": None})
-        canvas.savefig(out.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+        raw = io.BytesIO()
+        canvas.savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
+        # 256 colours are a third of the bytes, and no eye sees the difference.
+        picture = Image.open(raw).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+        picture.save(out.with_suffix(".png"), optimize=True)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -148,14 +155,18 @@ def _end_labels(axes: "Axes", curves: Sequence[Curve], labels: Mapping[str, str]
 
 def counted(curves: Sequence[Curve]) -> str:
     """How many films the points stand for, in words; systems that differ are told one by one."""
-    spans = {c.system: (min(c.scored), max(c.scored), c.expected) for c in curves}
+    counts: dict[str, list[int]] = {}
+    for curve in curves:
+        counts.setdefault(curve.system, []).extend(curve.scored)
+    expected = {curve.system: curve.expected for curve in curves}
+    spans = {name: (min(n), max(n), expected[name]) for name, n in counts.items()}
     if len(set(spans.values())) == 1:
         return f"films scored: {_span(*next(iter(spans.values())))} of every system"
     return "films scored: " + ", ".join(f"{name} {_span(*n)}" for name, n in spans.items())
 
 
 def _span(least: int, most: int, expected: int) -> str:
-    return f"{most}/{expected}" if least == most else f"{least} to {most} of {expected}"
+    return f"{most}/{expected}" if least == most else f"{least} to {most}/{expected}"
 
 
 def row_titles(system_labels: Mapping[str, str], found: Sequence[str]) -> dict[str, str]:
@@ -177,48 +188,63 @@ def time_overview(
         out: path; written as .pdf and .png, or not at all without curves.
         curves: by dimension.
         labels: recorded labels by system.
-        printed: the paper's Table 1 by system, drawn hollow beside ours (x100).
+        printed: the paper's Table 1 by system (x100), drawn below ours on a scale of its own.
     """
     shown = {name: [c for c in curves[name] if _points(c)[0]] for name in CURVES if name in curves}
     shown = {name: found for name, found in shown.items() if found}
     if not shown:
         return
-    hollow = False
-    with figure(out, 1, len(shown), (4.6 * len(shown), 4.0)) as (canvas, grid):
-        for axes, (name, found) in zip(grid, shown.items(), strict=True):
-            titles = row_titles(labels, [curve.system for curve in found])
-            named = [curve for curve in found if curve.system in COLOURS]
-            for curve in found:
-                colour, main = COLOURS.get(curve.system, GREY), curve.system == OURS
-                width = 2.4 if main else (1.4 if curve.system in COLOURS else 0.8)
-                _draw(axes, curve, colour, width, 5 if main else 3, main)
-            marked = [curve for curve in named if _printed(axes, curve, printed or {})]
-            hollow = hollow or bool(marked)
-            _end_labels(axes, named, titles)
-            axes.set_title(CURVES[name], loc="left")
-            axes.set_xlabel("time in the film (s)")
-            axes.set_xticks(found[0].times_s)
+    below = {name: _printed(found, printed or {}) for name, found in shown.items()}
+    rows = 2 if any(below.values()) else 1
+    size = (4.6 * len(shown), 4.0 if rows == 1 else 6.6)
+    with figure(out, rows, len(shown), size, height_ratios=[2, 1][:rows]) as (canvas, grid):
+        for axes, (name, found) in zip(grid, shown.items(), strict=False):
+            _overview(axes, name, found, labels)
+        for axes, name in zip(grid[len(shown) :], shown, strict=False):
+            _table1(axes, below[name], labels)
         grid[0].set_ylabel("x100")
         notes = [counted([curve for found in shown.values() for curve in found])]
         if any(c.system not in COLOURS for found in shown.values() for c in found):
             notes.append("grey: further ablations and baselines")
-        if hollow:
-            notes.append("hollow: the paper's Table 1, another model and other features")
         canvas.supxlabel("; ".join(notes), fontsize=8, color="#707070")
 
 
-def _printed(axes: "Axes", curve: Curve, printed: Mapping[str, Mapping[str, float]]) -> bool:
-    """Draw what the paper prints for a system, if it does."""
-    row = printed.get(curve.system, {})
-    points = [(t, row.get(f"{curve.dimension}_{t:g}s")) for t in curve.times_s]
-    kept = [(t, value) for t, value in points if value is not None]
-    if not kept:
-        return False
-    axes.plot(
-        *zip(*kept, strict=True), color=COLOURS[curve.system], marker="D", mfc="white",
-        ms=4, lw=0.8, ls=":", alpha=0.8, zorder=2,
-    )  # fmt: skip
-    return True
+def _overview(axes: "Axes", name: str, found: Sequence[Curve], labels: Mapping[str, str]) -> None:
+    titles = row_titles(labels, [curve.system for curve in found])
+    for curve in found:
+        colour, main = COLOURS.get(curve.system, GREY), curve.system == OURS
+        width = 2.4 if main else (1.4 if curve.system in COLOURS else 0.8)
+        _draw(axes, curve, colour, width, 5 if main else 3, main)
+    _end_labels(axes, [curve for curve in found if curve.system in COLOURS], titles)
+    axes.set_title(CURVES[name], loc="left")
+    axes.set_xlabel("time in the film (s)")
+    axes.set_xticks(found[0].times_s)
+
+
+Printed = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def _printed(found: Sequence[Curve], printed: Mapping[str, Mapping[str, float]]) -> Printed:
+    """What the paper prints of one dimension, by system: times and values."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for system in [system for system in printed if system in COLOURS]:
+        names = [(t, f"{found[0].dimension}_{t:g}s") for t in found[0].times_s]
+        points = [(t, printed[system][name]) for t, name in names if name in printed[system]]
+        if points:
+            rows[system] = points
+    return rows
+
+
+def _table1(axes: "Axes", rows: Printed, labels: Mapping[str, str]) -> None:
+    titles = row_titles(labels, list(rows))
+    for system, points in rows.items():
+        axes.plot(
+            *zip(*points, strict=True), color=COLOURS[system], marker="D", mfc="white", ms=4,
+            lw=1.2, label=titles[system],
+        )  # fmt: skip
+    axes.set_title("As printed: another model, other features", loc="left", fontsize=9)
+    axes.set_xlabel("time in the film (s)")
+    axes.set_xticks(sorted({t for points in rows.values() for t, _ in points}))
 
 
 def time_multiples(
@@ -247,7 +273,7 @@ def time_multiples(
                 min(by_system[system].scored), max(by_system[system].scored),
                 by_system[system].expected,
             )  # fmt: skip
-            axes.set_title(f"{title}, {count}", loc="left", fontsize=9, color=colour)
+            axes.set_title(f"{title}, {count}", loc="left", fontsize=8, color=colour)
             axes.set_xticks(drawn[0].times_s)
         for axes in grid[len(titles) :]:
             axes.remove()

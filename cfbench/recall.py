@@ -76,17 +76,26 @@ class Answer(NamedTuple):
 
 
 def answers(folder: Path) -> list[Answer]:
-    """The answers stored in a folder; lines cut short, or of another version, are left out."""
+    """The answers stored in a folder."""
     path = folder / FILE
-    found: list[Answer] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    return parsed(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parsed(text: str) -> list[Answer]:
+    """The answers in lines of text in order of their questions, the last one to each.
+
+    Lines that are cut short, or of another version, are left out.
+    """
+    found: dict[Task, Answer] = {}
+    for line in text.splitlines():
         try:
             tree = json.loads(line)
             rest = [tree.pop(name) for name in ("unseen_s", "shares", "looks")]
-            found.append(Answer(Task(**tree), *rest))
+            task = Task(**tree)
+            found[task] = Answer(task, *rest)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
             continue
-    return found
+    return [found[task] for task in sorted(found)]
 
 
 def row(address: str) -> str:

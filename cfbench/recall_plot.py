@@ -81,7 +81,7 @@ def forgetting(out: Path, tree: Mapping[str, Any], labels: Mapping[str, str]) ->
         axes.set_ylim(-3, 103)
         axes.set_xticks(TICKS_S, [f"{tick:g}" for tick in TICKS_S])
         axes.minorticks_off()
-        canvas.supxlabel("seconds out of view when the system takes over", fontsize=9)
+        grid[4].set_xlabel("seconds out of view when the system takes over")
         canvas.supylabel("share of frames that show it right (x100)", fontsize=9)
         handles, names = _legend(tree, styles, labels)
         canvas.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
@@ -100,10 +100,15 @@ def _draw(axes: "Axes", line: Line) -> None:
         line.times_s, values, color=line.colour, ls=line.style, marker=line.marker, lw=1.6,
         ms=4 if free else 3.5, mfc="white" if free else line.colour,
     )  # fmt: skip
-    bounds = [(cell["low"], cell["high"]) for cell in line.cells]
-    if bounds and not free and all(low is not None for low, _ in bounds):
-        low, high = ([100 * pair[k] for pair in bounds] for k in (0, 1))
-        axes.fill_between(line.times_s, low, high, color=line.colour, alpha=0.13, lw=0)
+    bounds = [
+        (time, 100 * cell["low"], 100 * cell["high"])
+        for time, cell in zip(line.times_s, line.cells, strict=True)
+        if cell["low"] is not None
+    ]
+    if bounds and not free:
+        times, low, high = zip(*bounds, strict=True)
+        axes.fill_between(times, low, high, color=line.colour, alpha=0.1, lw=0)
+        axes.vlines(times, low, high, color=line.colour, alpha=0.4, lw=0.8)
 
 
 def _draw_chance(axes: "Axes", cells: Sequence[Mapping[str, Any]], colour: str) -> None:

@@ -90,6 +90,13 @@ def test_a_cut_line_is_asked_again_and_the_rest_is_kept(forgetful: None, tmp_pat
     assert len(recall.answers(tmp_path)) == 2
 
 
+def test_order_and_repeats_of_lines_do_not_matter():
+    lines = [_answer(k, 0.1 * k).line() for k in (2, 0, 1)]
+    found = recall.parsed("".join([_answer(2, 0.9).line(), *lines]))
+    assert [a.task.number for a in found] == [0, 1, 2]
+    assert found[2].shares["shape"] == 0.2
+
+
 def test_an_answer_of_other_weights_is_asked_anew(forgetful: None, tmp_path: Path):
     found = _ask(tmp_path, [1.0], 1)
     other = found[0].task._replace(made_by="another")

@@ -52,6 +52,7 @@ def test_every_curve_says_how_many_films_it_stands_for() -> None:
     less = time_curves(build_frame(runs, lacking, "tiny"), "dino_first")
     assert "ours 11/12" in plots.counted(less)
     assert "no-slow 12/12" in plots.counted(less)
+    assert "ours 11 to 12/12" in plots.counted([*less, *whole])
 
 
 def test_a_time_without_a_film_is_null() -> None:

@@ -184,15 +184,14 @@ def test_every_edit_of_a_report_without_films_is_found(whole: Path) -> None:
         "index.html": lambda raw: raw + b"more",
         "extra.csv": lambda raw: b"a",
         # What follows from an edited input is found too.
-        "inputs/recall.jsonl": lambda raw: raw.replace(b"0.5", b"1.0"),
+        "inputs/events.json": lambda raw: raw.replace(b"flashback", b"loop"),
     }
     for name, edit in edits.items():
         path = whole / name
         path.write_bytes(edit(path.read_bytes() if path.exists() else b""))
-    follows = {"report.json", "tables/forgetting.json", "plots/forgetting.png"}
-    follows |= {"plots/forgetting.pdf"}
+    follows = {"report.json", "tables/events.csv"}
     wrong = check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
-    assert set(wrong) == {*edits, *follows} - {"inputs/recall.jsonl"}
+    assert set(wrong) == {*edits, *follows} - {"inputs/events.json"}
     (whole / "inputs" / "records.jsonl.gz").write_bytes(b"no")
     with pytest.raises(ValueError, match="make the report again"):
         check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
