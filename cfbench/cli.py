@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films
+from cfbench import cli_films, cli_study
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
@@ -417,6 +417,7 @@ app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:

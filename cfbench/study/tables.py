@@ -23,7 +23,7 @@ Kind = Literal["main", "instruction", "repeat", "obvious"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our system against one baseline; ``name`` is an id such as ``ours-vs-longlive``."""
+    """Our system against one baseline; ``name`` is an id that says nothing of either."""
 
     name: str
     ours: str
@@ -238,19 +238,18 @@ def design_of(tree: dict[str, Any]) -> Design:
     if tree.get("version") != VERSION:
         raise CfError(f"design version {tree.get('version')!r}: this version reads {VERSION}")
     try:
-        return Design(
-            **{
-                **tree,
-                "comparisons": tuple(Comparison(**item) for item in tree["comparisons"]),
-                "questions": tuple(Question(**item) for item in tree["questions"]),
-                "prompts": tuple(StudyPrompt(**item) for item in tree["prompts"]),
-                "pairs": tuple(Pair(**item) for item in tree["pairs"]),
-                "training": tuple(Pair(**item) for item in tree["training"]),
-                "media": {name: Medium(**item) for name, item in tree["media"].items()},
-                "plan": Plan(**tree["plan"]),
-                "exclusion": Exclusion(**tree["exclusion"]),
-                "analysis": Analysis(**tree["analysis"]),
-            }
-        )
+        made: dict[str, Any] = {
+            **tree,
+            "comparisons": tuple(Comparison(**item) for item in tree["comparisons"]),
+            "questions": tuple(Question(**item) for item in tree["questions"]),
+            "prompts": tuple(StudyPrompt(**item) for item in tree["prompts"]),
+            "pairs": tuple(Pair(**item) for item in tree["pairs"]),
+            "training": tuple(Pair(**item) for item in tree["training"]),
+            "media": {name: Medium(**item) for name, item in tree["media"].items()},
+            "plan": Plan(**tree["plan"]),
+            "exclusion": Exclusion(**tree["exclusion"]),
+            "analysis": Analysis(**tree["analysis"]),
+        }
+        return Design(**made)
     except (KeyError, TypeError, AttributeError) as error:
         raise CfError(f"a design has unknown or missing keys: {error}") from error
