@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films, cli_study
+from cfbench import cli_films, cli_study, cli_study_analyse
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
@@ -417,6 +417,7 @@ app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
+cli_study.app.command()(cli_study_analyse.analyse)
 app.add_typer(cli_study.app, name="study")
 
 

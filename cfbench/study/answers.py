@@ -3,6 +3,7 @@
 No vote is ever deleted: exclusion is a list of reasons beside the votes.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -52,6 +53,38 @@ class Exclusions:
 
     raters: Mapping[str, tuple[str, ...]]
     unwatched: tuple[Vote, ...]
+
+
+def read_answers(folder: Path, design: Path | None = None) -> Answers:
+    """The answers of an export, or of a study's own folder, which may be serving meanwhile.
+
+    Raises:
+        CfError: see ``load_answers`` and ``load_study``; or a study was given another design.
+    """
+    from cfbench.study.raters import VOTES
+
+    if not (folder / VOTES).is_dir():
+        return load_answers(folder, design)
+    if design is not None:
+        raise CfError(f"{folder} is a study with a design of its own; leave --design out")
+    return load_study(folder)
+
+
+def load_study(folder: Path) -> Answers:
+    """The votes of a study's own folder as they stand now. Nothing is written.
+
+    Raises:
+        CfError: the design has changed since it was sealed, or nobody has served the study.
+    """
+    from cfbench.study.design import load
+    from cfbench.study.export import open_votes, sessions, votes
+
+    plan, digest = load(folder)
+    with contextlib.closing(open_votes(folder)) as db:
+        db.execute("BEGIN")  # one snapshot for both tables
+        found, people = tuple(votes(db, plan)), tuple(sessions(db, plan))
+    check(plan, found)
+    return Answers(design=plan, design_sha=digest, votes=found, sessions=people)
 
 
 def load_answers(folder: Path, design: Path | None = None) -> Answers:

@@ -26,6 +26,7 @@ from cfbench.study.answers import TIE, main_votes, outcome, repeats
 from cfbench.study.clustered import Clustered, clustered_mean
 from cfbench.study.tables import Analysis, Design, Vote
 
+ALL_QUESTIONS = "all"
 POWER = 0.8
 PLANNED_RATES = (0.55, 0.60, 0.65, 0.70, 0.75)
 
@@ -133,6 +134,25 @@ def binomial_p(hits: int, count: int) -> float | None:
         return None
     tail = sum(math.comb(count, k) for k in range(min(hits, count - hits) + 1))
     return min(1.0, 2 * tail / 2**count)
+
+
+def pooled(design: Design, votes: Sequence[Vote]) -> list[Preference]:
+    """Every comparison over all questions together, as the paper reports its study.
+
+    Not among the tests that are adjusted. Answers of a rater to several questions about a pair
+    are one crossing of rater and prompt, so they do not pass for independent.
+    """
+    tests = len(design.comparisons) * len(design.questions)
+    return [
+        _preference(
+            [vote for vote in main_votes(votes) if vote.comparison == comparison.name],
+            comparison.name,
+            ALL_QUESTIONS,
+            design.analysis,
+            tests,
+        )
+        for comparison in design.comparisons
+    ]
 
 
 def preferences(design: Design, votes: Sequence[Vote]) -> list[Preference]:

@@ -147,7 +147,8 @@ def simulate(
                     )
         for check in ("i0", "i1"):
             answer = "right" if index < careless else "left"
-            votes.append(vote(name, check, answer, kind="instruction", expected="left"))
+            told: dict[str, Any] = {"kind": "instruction", "expected": "left"}
+            votes.append(vote(name, check, answer, question=plan.questions[0].id, **told))
     return answers(plan, votes)
 
 
