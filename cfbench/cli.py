@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films, cli_recall, cli_speed, cli_standard, cli_study
+from cfbench import cli_films, cli_recall, cli_speed, cli_standard, cli_study, cli_study_analyse
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
@@ -407,6 +407,7 @@ app.command()(cli_recall.recall)
 app.command("recall-films")(cli_recall.recall_films)
 app.add_typer(cli_speed.app, name="speed")
 app.add_typer(cli_standard.app, name="vbench-suite")
+cli_study.app.command()(cli_study_analyse.analyse)
 app.add_typer(cli_study.app, name="study")
 
 
