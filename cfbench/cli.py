@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films
+from cfbench import cli_films, cli_scale
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
+from cfbench.fanout import ATTEMPTS
 from cfbench.options import (
     OUT_DEFAULT,
     SUITE_DEFAULT,
+    Address,
+    Attempts,
+    EngineName,
+    JobLimit,
     Json,
     NormaliserFile,
     Out,
     SuiteName,
     To,
+    engine_of,
     typed,
 )
 from cfbench.output import say
@@ -88,10 +94,15 @@ def generate(
     device: Device = "auto",
     attention: Attention = "auto",
     shard: Shard = "0/1",
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Makes the films that are missing; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     from cfbench.run import make_films, make_plan, part_of, planned
 
     todo = make_plan(systems, prompts, limit, seeds, seconds)
@@ -99,7 +110,7 @@ def generate(
     if dry_run:
         say(planned(todo, out), as_json)
         return
-    result, failed = make_films(todo, out, workers, device, attention, part)
+    result, failed = make_films(todo, out, workers, device, attention, part, how)
     say(result, as_json)
     _finish(failed)
 
@@ -118,15 +129,20 @@ def measure(
     device: Device = "auto",
     attention: Attention = "auto",
     shard: Shard = "0/1",
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
 ) -> None:
     """Makes and scores the films that are missing, storing none; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     from cfbench.run import make_plan, measure_films, part_of
 
     todo = make_plan(systems, prompts, limit, seeds, seconds)
     result, failed = measure_films(
         todo, out, suite=suite, batch=batch, workers=workers, device=device, attention=attention,
-        part=part_of(shard),
+        part=part_of(shard), engine=how,
     )  # fmt: skip
     say(result, as_json)
     _finish(failed)
@@ -166,10 +182,15 @@ def score(
     ] = "native",
     env: Annotated[Path, typer.Option(help="of vbench-env create")] = Path("out/vbench-env"),
     device: Annotated[str, typer.Option(help="of the vbench package")] = "cpu",
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Scores the films that lack a score; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     if via not in ("native", "upstream"):
         raise CfError(f"--via {via}: expected native or upstream")
     kind, _, folder = suite.partition(":")
@@ -191,7 +212,7 @@ def score(
     if via == "upstream":
         result, failed = score_upstream(out, folder, env, device)
     else:
-        result, failed = score_films(out, suite, workers)
+        result, failed = score_films(out, suite, workers, how)
     say(result, as_json)
     _finish(failed)
 
@@ -417,12 +438,15 @@ app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
+app.command("trial-faults")(cli_scale.trial_faults)
+app.command("trial-overhead")(cli_scale.trial_overhead)
 
 
 def main() -> None:
     """The ``cfbench`` script: input errors become one line and exit code 2, gaps 3."""
     # Workers share the cores; sums in one order make results independent of how many there are.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     for package in ("cfbench", "cfmodel"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -151,6 +151,7 @@ def generate(
     attention: str,
     reporter: Reporter,
     part: tuple[int, int] = (0, 1),
+    engine: fanout.Engine = fanout.LOCAL,
 ) -> Outcome:
     """Make what is missing of a plan.
 
@@ -161,6 +162,7 @@ def generate(
         attention: backend, or auto.
         reporter: shows how far it is.
         part: which part of how many this process makes.
+        engine: where the workers run.
 
     Raises:
         CfError: the disk is full or refuses, a system cannot be loaded, or the store's films are
@@ -199,7 +201,9 @@ def generate(
             for device in devices
         ]
         if left:
-            fanout.run(left, workers, group=lambda job: job.system, on_event=on_event)
+            fanout.run(
+                left, workers, group=lambda job: job.system, on_event=on_event, engine=engine
+            )
     return Outcome(
         made=len(left) - len(failed), present=len(jobs) - len(left), failed=tuple(failed)
     )

@@ -182,6 +182,7 @@ def measure(
     threads: int,
     reporter: Reporter,
     part: tuple[int, int] = (0, 1),
+    engine: fanout.Engine = fanout.LOCAL,
 ) -> Outcome:
     """Make and score what is missing of a plan, without storing films.
 
@@ -197,6 +198,7 @@ def measure(
         threads: films that a worker scores at once.
         reporter: shows how far it is.
         part: which part of how many this process makes.
+        engine: where the workers run.
 
     Raises:
         CfError: the disk is full or refuses, a system or the suite cannot be loaded, or the store
@@ -241,7 +243,7 @@ def measure(
             for device in devices
         ]
         if tasks:
-            fanout.run(tasks, workers, group=_system, on_event=on_event)
+            fanout.run(tasks, workers, group=_system, on_event=on_event, engine=engine)
     return Outcome(made=films - len(failed), present=len(jobs) - films, failed=tuple(failed))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cfbench.fanout import Engine
+
 Out = Annotated[Path, typer.Option(help="folder of films, records and reports")]
 SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
 Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
@@ -14,6 +16,10 @@ To = Annotated[Path | None, typer.Option(help="folder to write; default is in --
 NormaliserFile = Annotated[
     Path | None, typer.Option("--normaliser", help="another file than the suite's own")
 ]
+EngineName = Annotated[str, typer.Option("--engine", help="local processes, or ray")]
+Address = Annotated[str, typer.Option(help="of the Ray cluster, or auto; none starts Ray here")]
+JobLimit = Annotated[float, typer.Option(help="seconds until a job counts as hung; 0 is never")]
+Attempts = Annotated[int, typer.Option(help="times that a job is tried in all")]
 
 SUITE_DEFAULT = "tiny"
 OUT_DEFAULT = Path("out/bench")
@@ -22,3 +28,12 @@ OUT_DEFAULT = Path("out/bench")
 def typed() -> str:
     """What was typed, for the record."""
     return shlex.join(["cfbench", *sys.argv[1:]])
+
+
+def engine_of(name: str, address: str, attempts: int, job_limit: float) -> Engine:
+    """The engine that options ask for.
+
+    Raises:
+        CfError: there is no such engine.
+    """
+    return Engine(name=name, address=address, attempts=attempts, limit_s=job_limit)

@@ -105,7 +105,14 @@ def scores_of(clip: video.Clip, prompt: Prompt, suite: Suite) -> list[Score]:
     return [found[name] for name in names]
 
 
-def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> Outcome:
+def score(
+    root: Path,
+    suite_name: str,
+    *,
+    workers: int,
+    reporter: Reporter,
+    engine: fanout.Engine = fanout.LOCAL,
+) -> Outcome:
     """Score every film of a store that lacks a score of the suite.
 
     A film that cannot be read gets null scores with the reason, and is tried again next time.
@@ -115,6 +122,7 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
         suite_name: as in ``cfbench.scorers``.
         workers: processes.
         reporter: shows how far it is.
+        engine: where the workers run.
 
     Raises:
         CfError: no store, unknown suite, films that are not stored, or the disk is full or
@@ -157,7 +165,9 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
         store.sweep()
         staff = [ScoreWorker(store=LocalStore(root), suite_name=suite_name) for _ in range(workers)]
         if films:
-            fanout.run(films, staff, group=lambda film: film.prompt_sha, on_event=on_event)
+            fanout.run(
+                films, staff, group=lambda film: film.prompt_sha, on_event=on_event, engine=engine
+            )
     return Outcome(
         scored=len(films) - len(failed), present=len(by_sha) - len(films), failed=tuple(failed)
     )

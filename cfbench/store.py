@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -127,7 +128,8 @@ class LocalStore:
 
     @functools.cached_property
     def _writer(self) -> str:
-        return f"{time.time_ns():x}-{os.getpid()}"
+        # Process ids repeat between hosts, and clocks may agree.
+        return f"{time.time_ns():x}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def close(self) -> None:
         """Close the writer's files and remove its scratch folder."""
@@ -286,19 +288,19 @@ class LocalStore:
             ("scores", "score", "clip_sha"),
         )
         for kind, stage, field in successes:
-            for line in self._lines(kind):
+            for line in self.lines(kind):
                 name = (stage, line.record[field])
                 last[name] = max(last.get(name, 0), line.at)
         open_lines = (
             line
-            for line in self._lines("failures")
+            for line in self.lines("failures")
             if line.at > last.get(_failure_key(line.record), 0)
         )
         return [_build(Failure, tree) for tree in latest(open_lines, _failure_key)]
 
     def scored(self) -> set[tuple[str, str, str]]:
         """(film, dimension, version) of every score; of many films cheaper than ``scores``."""
-        lines = self._lines("scores")
+        lines = self.lines("scores")
         return {(r["clip_sha"], r["dimension"], r["version"]) for _, r in lines}
 
     def done_ids(self) -> set[str]:
@@ -338,7 +340,12 @@ class LocalStore:
     def _record_files(self, kind: Kind) -> list[Path]:
         return sorted((self.root / "records" / kind).glob("*.jsonl"))
 
-    def _lines(self, kind: Kind) -> Iterator[Line]:
+    def lines(self, kind: Kind) -> Iterator[Line]:
+        """Every record that was ever appended, older ones of a job too, in no order.
+
+        Raises:
+            CfError: a line in the middle of a file is damaged.
+        """
         for file in self._record_files(kind):
             for number, raw in _numbered(file):
                 line = _parse(raw)
@@ -350,7 +357,7 @@ class LocalStore:
                     )
 
     def _latest(self, kind: Kind, key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
-        return latest(self._lines(kind), key)
+        return latest(self.lines(kind), key)
 
 
 def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:

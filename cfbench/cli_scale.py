@@ -1,0 +1,55 @@
+"""Verbs about many GPUs, hosts and films: cost, faults, progress."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfbench.errors import INCOMPLETE, CfError
+from cfbench.options import Json
+from cfbench.output import say
+
+Rounds = Annotated[int, typer.Option(help="kills, of nodes and of drivers in turn")]
+Repeats = Annotated[int, typer.Option(help="pairs of runs")]
+Work = Annotated[Path, typer.Option(help="new folder for the trial's stores")]
+TrialPrompts = Annotated[str, typer.Option(help="as of generate")]
+TrialSystems = Annotated[str, typer.Option(help="as of generate")]
+TrialSeconds = Annotated[float, typer.Option(help="length of a film")]
+TrialSeeds = Annotated[int, typer.Option(help="films a prompt")]
+Seed = Annotated[int, typer.Option(help="of what is drawn")]
+
+
+def trial_faults(
+    out: Work = Path("out/trial-faults"),
+    rounds: Rounds = 20,
+    prompts: TrialPrompts = "4",
+    systems: TrialSystems = "nano/ours,nano/rendered-truth",
+    seconds: TrialSeconds = 1.0,
+    seeds: TrialSeeds = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Kills nodes and drivers of a Ray test cluster in mid-run and compares what was made."""
+    from cfbench import trial
+
+    work = trial.Work(prompts=prompts, systems=systems, seconds=seconds, seeds=seeds)
+    found = trial.trial_faults(work, out, rounds=rounds, seed=seed)
+    say(found, as_json)
+    if wrong := found["clips_lost"] + found["clips_changed"] + found["clips_twice"]:
+        raise CfError(f"{wrong} films are lost, changed or counted twice", INCOMPLETE)
+
+
+def trial_overhead(
+    out: Work = Path("out/trial-overhead"),
+    repeats: Repeats = 5,
+    prompts: TrialPrompts = "4",
+    systems: TrialSystems = "nano/ours",
+    seconds: TrialSeconds = 8.0,
+    seeds: TrialSeeds = 2,
+    as_json: Json = False,
+) -> None:
+    """Times a film with one Ray worker beside one local worker, start-up left out."""
+    from cfbench import trial
+
+    work = trial.Work(prompts=prompts, systems=systems, seconds=seconds, seeds=seeds)
+    say(trial.ray_overhead(work, out, repeats=repeats), as_json)
