@@ -438,6 +438,8 @@ app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
+app.command()(cli_scale.status)
+app.command("speed-scale")(cli_scale.speed_scale)
 app.command("trial-faults")(cli_scale.trial_faults)
 app.command("trial-overhead")(cli_scale.trial_overhead)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cfbench.errors import INCOMPLETE, CfError
-from cfbench.options import Json
+from cfbench.options import OUT_DEFAULT, Json, Out
 from cfbench.output import say
 
 Rounds = Annotated[int, typer.Option(help="kills, of nodes and of drivers in turn")]
@@ -17,6 +17,49 @@ TrialSystems = Annotated[str, typer.Option(help="as of generate")]
 TrialSeconds = Annotated[float, typer.Option(help="length of a film")]
 TrialSeeds = Annotated[int, typer.Option(help="films a prompt")]
 Seed = Annotated[int, typer.Option(help="of what is drawn")]
+
+
+def status(
+    out: Out = OUT_DEFAULT,
+    watch: Annotated[float, typer.Option(help="seconds between two looks; 0 is one look")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """How far a run is over all of its hosts: done, failed, running by worker, rate, time left."""
+    import time
+
+    from cfbench.status import status as look
+    from cfbench.store import open_store
+
+    if watch < 0:
+        raise CfError(f"--watch {watch}: expected seconds, or 0 for one look")
+    found = look(open_store(out))
+    say(found, as_json)
+    while watch and found["left"] > found["failed"]:
+        time.sleep(watch)
+        found = look(open_store(out))
+        say(found, as_json)
+
+
+def speed_scale(
+    sizes: Annotated[str, typer.Option(help="numbers of jobs and of score rows")] = (
+        "10000,100000,1000000"
+    ),
+    to: Annotated[Path, typer.Option(help="JSON file to write")] = Path("results/speed/scale.json"),
+    scratch: Annotated[Path, typer.Option(help="folder for made-up stores")] = Path("out/scale"),
+    as_json: Json = False,
+) -> None:
+    """Times planning, status and a table over made-up stores of growing size."""
+    import json
+
+    from cfbench.scale import speed_scale as measure
+    from cfbench.store import write_atomic
+
+    if not all(part.strip().isdigit() for part in sizes.split(",")):
+        raise CfError(f"--sizes {sizes!r}: expected numbers, as in 10000,100000")
+    found = measure([int(part) for part in sizes.split(",")], scratch)
+    found = {f"n{size}": steps for size, steps in found.items()}
+    write_atomic(to, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
+    say(found, as_json)
 
 
 def trial_faults(

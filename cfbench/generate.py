@@ -12,6 +12,7 @@ from cfbench import fanout, plan, prompts, provenance, video
 from cfbench.errors import UNWRITABLE, CfError, unwritable
 from cfbench.plan import Plan, SystemSpec
 from cfbench.progress import Fractions, Reporter
+from cfbench.status import Beat
 from cfbench.store import LocalStore, Store, now, open_store
 from cfbench.systems import Loader, System
 from cfbench.types import ClipInfo, Failure, Job, RunRecord
@@ -177,7 +178,10 @@ def generate(
     reporter.phase("films", len(left))
     fractions = Fractions(reporter)
 
+    beat = Beat(root)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.kind == "failed":
@@ -186,7 +190,7 @@ def generate(
             store.append("failures", failure)
             failed.append(failure)
 
-    with store, undo_on_error(store):
+    with undo_on_error(store), store, beat:
         store.check_writable(need_bytes(left, specs))
         store.sweep()
         store.write_plan(todo.tree())

@@ -20,6 +20,7 @@ from cfbench.plan import Plan, SystemSpec
 from cfbench.progress import Fractions, Reporter
 from cfbench.score import scores_of
 from cfbench.scorers import Suite
+from cfbench.status import Beat
 from cfbench.store import LocalStore, now, open_store
 from cfbench.systems import Loader, System
 from cfbench.systems.cf import device_name
@@ -215,7 +216,10 @@ def measure(
     reporter.phase(f"batches of {batch} films", len(tasks))
     fractions = Fractions(reporter)
 
+    beat = Beat(root)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.kind == "failed":
@@ -226,7 +230,7 @@ def measure(
                     failed.append(failed_job(job, specs[job.system], event))
                     store.append("failures", failed[-1])
 
-    with store, undo_on_error(store):
+    with undo_on_error(store), store, beat:
         store.check_writable(films * RECORD_BYTES + RESERVE_BYTES)
         store.sweep()
         store.write_plan(todo.tree())

@@ -10,6 +10,7 @@ from cfbench import fanout, prompts, scorers, video
 from cfbench.errors import CfError
 from cfbench.progress import Fractions, Reporter
 from cfbench.scorers import Suite
+from cfbench.status import Beat
 from cfbench.store import LocalStore, Store, open_store
 from cfbench.types import DimensionSpec, Failure, Prompt, RunRecord, Score
 
@@ -143,7 +144,10 @@ def score(
     reporter.phase(f"scores ({suite_name})", len(films))
     fractions = Fractions(reporter)
 
+    beat = Beat(root)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.value:
@@ -160,7 +164,7 @@ def score(
             store.append("failures", failure)
             failed.append(failure)
 
-    with store:
+    with store, beat:
         store.check_writable()
         store.sweep()
         staff = [ScoreWorker(store=LocalStore(root), suite_name=suite_name) for _ in range(workers)]

@@ -6,6 +6,7 @@ Layout under the root::
     objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent; films of
                                      protocol raw-frames are not kept
     tmp/<writer>/                    what is being written; swept once its writer is gone
+    beats/<driver>.json              what a driver's workers have in hand
 """
 
 import contextlib
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["runs", "scores", "failures"]
 KINDS: tuple[Kind, ...] = ("runs", "scores", "failures")
-FOLDERS = ("records", "objects", "tmp")
+FOLDERS = ("records", "objects", "tmp", "beats")
 HASH_BLOCK = 1 << 20
 
 
@@ -455,10 +456,11 @@ def _parse(raw: bytes) -> Line | None:
     if not raw.endswith(b"\n"):
         return None
     try:
-        tree = json.loads(raw)
+        # Of text, not of bytes: whose encoding would be guessed again for every line.
+        tree = json.loads(raw.decode())
     except ValueError:
         return None
-    if not isinstance(tree, dict) or set(tree) != {"at", "record"}:
+    if not isinstance(tree, dict) or tree.keys() != {"at", "record"}:
         return None
     return Line(tree["at"], tree["record"])
 
@@ -470,10 +472,15 @@ def _dump(tree: Any) -> bytes:
 def _build(kind: Any, tree: dict[str, Any]) -> Any:
     if tree.get("schema") != SCHEMA:
         raise CfError(f"{kind.__name__} schema {tree.get('schema')!r}: this version reads {SCHEMA}")
-    known = {field.name for field in fields(kind)}
-    if set(tree) != known:
+    known = _names(kind)
+    if tree.keys() != known:
         raise CfError(f"{kind.__name__} has unknown or missing keys {sorted(set(tree) ^ known)}")
     return kind(**tree)
+
+
+@functools.cache
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def _run(tree: dict[str, Any]) -> RunRecord:

@@ -93,12 +93,12 @@ def trial_faults(work: Work, folder: Path, *, rounds: int, seed: int) -> dict[st
     _run(work.command(folder / "local", "--workers", "1"))
     wanted = open_store(folder / "local").runs()
     tallies: list[Compared] = []
-    random = Random(seed)
+    moments = Random(seed)
     with _TestCluster() as cluster:
         for number in range(rounds):
             store = LocalStore(folder / f"round-{number}")
             kill = cluster.kill_node if number % 2 == 0 else None
-            after = random.randrange(1, max(2, len(wanted) - NODES))
+            after = moments.randrange(1, max(2, len(wanted) - NODES))
             _round(work, store, cluster.address, kill, after)
             tallies.append(compared(wanted, store))
             log.info("round %d of %d: %s", number + 1, rounds, tallies[-1])

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -197,8 +198,8 @@ def test_compact_is_the_long_table(tmp_path: Path):
     null = score_record(CLIP.sha256, "sharpness", None)
     with LocalStore(tmp_path) as store:
         store.append("runs", run_record("a"))
-        store.append("scores", score.__class__(**{**vars(score), "windows": windows}))
-        store.append("scores", null.__class__(**{**vars(null), "reason": "why"}))
+        store.append("scores", replace(score, windows=windows))
+        store.append("scores", replace(null, reason="why"))
         assert compact(store, tmp_path / "t.parquet") == 4
     table = pq.read_table(tmp_path / "t.parquet")
     assert tuple(table.column_names) == COLUMNS
