@@ -14,14 +14,20 @@ from cfbench.fanout import ATTEMPTS
 from cfbench.options import (
     OUT_DEFAULT,
     SUITE_DEFAULT,
+    SYSTEMS_DEFAULT,
     Address,
     Attempts,
     EngineName,
     JobLimit,
     Json,
+    Limit,
     NormaliserFile,
     Out,
+    Prompts,
+    Seconds,
+    Seeds,
     SuiteName,
+    Systems,
     To,
     engine_of,
     typed,
@@ -45,41 +51,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Systems = Annotated[
-    str,
-    typer.Option(help="rows, comma-separated: family/row, row, or family/all; +path=value varies"),
-]
-Prompts = Annotated[
-    str,
-    typer.Option(help=".jsonl or .txt file, how many of the tiny test prompts, or vbench[:DIM]"),
-]
-Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
-Seeds = Annotated[int, typer.Option(help="films a prompt")]
-Seconds = Annotated[float, typer.Option(help="length of a film")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
 Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
 Shard = Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
-
-SYSTEMS_DEFAULT = "tiny/all"
-
-
-@app.command()
-def plan(
-    prompts: Prompts,
-    systems: Systems = SYSTEMS_DEFAULT,
-    limit: Limit = 0,
-    seeds: Seeds = 1,
-    seconds: Seconds = 60.0,
-    out: Out = OUT_DEFAULT,
-    as_json: Json = False,
-) -> None:
-    """Which films a run asks for, which are missing, which rows stay null and why."""
-    from cfbench.run import make_plan, planned
-
-    todo = make_plan(systems, prompts, limit, seeds, seconds)
-    say(planned(todo, out), as_json)
 
 
 @app.command()
@@ -438,6 +414,8 @@ app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
 app.command()(cli_films.compare)
+app.command()(cli_scale.plan)
+app.command("plan-paper")(cli_scale.plan_paper)
 app.command()(cli_scale.status)
 app.command("speed-scale")(cli_scale.speed_scale)
 app.command("trial-faults")(cli_scale.trial_faults)

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from cfbench.errors import INCOMPLETE, CfError
-from cfbench.options import OUT_DEFAULT, Json, Out
+from cfbench.options import (
+    OUT_DEFAULT,
+    SYSTEMS_DEFAULT,
+    Json,
+    Limit,
+    Out,
+    Prompts,
+    Seconds,
+    Seeds,
+    Systems,
+)
 from cfbench.output import say
 
 Rounds = Annotated[int, typer.Option(help="kills, of nodes and of drivers in turn")]
@@ -17,6 +27,54 @@ TrialSystems = Annotated[str, typer.Option(help="as of generate")]
 TrialSeconds = Annotated[float, typer.Option(help="length of a film")]
 TrialSeeds = Annotated[int, typer.Option(help="films a prompt")]
 Seed = Annotated[int, typer.Option(help="of what is drawn")]
+SpeedFile = Annotated[Path | None, typer.Option(help="list of figures with measured rates")]
+Rate = Annotated[
+    list[str] | None, typer.Option(help="STAGE=FRAMES_PER_S of a GPU; make or score; repeatable")
+]
+
+
+def plan(
+    prompts: Prompts,
+    systems: Systems = SYSTEMS_DEFAULT,
+    limit: Limit = 0,
+    seeds: Seeds = 1,
+    seconds: Seconds = 60.0,
+    out: Out = OUT_DEFAULT,
+    gpus: Annotated[int, typer.Option(help="say what it costs on so many; 0 does not")] = 0,
+    speed: SpeedFile = None,
+    rate: Rate = None,
+    as_json: Json = False,
+) -> None:
+    """Which films a run asks for, which are missing, which rows stay null and why."""
+    from cfbench.run import make_plan, planned
+
+    todo = make_plan(systems, prompts, limit, seeds, seconds)
+    found = planned(todo, out)
+    if gpus:
+        from cfbench import cost
+
+        found["cost"] = cost.cost(cost.parts_of(todo), cost.rates(speed, rate or []), gpus)
+    say(found, as_json)
+
+
+def plan_paper(
+    gpus: Annotated[str, typer.Option(help="numbers of GPUs")] = "8,64,512",
+    speed: SpeedFile = None,
+    rate: Rate = None,
+    mtbf_h: Annotated[float, typer.Option(help="hours between failures of a GPU")] = 5000.0,
+    slow_share: Annotated[float, typer.Option(help="of workers that are slow")] = 0.02,
+    slow_factor: Annotated[float, typer.Option(help="how many times slower")] = 2.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """What all of the paper's tables cost; slow workers and failures are simulated."""
+    from cfbench import cost
+
+    if not all(part.strip().isdigit() for part in gpus.split(",")):
+        raise CfError(f"--gpus {gpus!r}: expected numbers, as in 8,64,512")
+    machines = cost.Machines(mtbf_h=mtbf_h, slow_share=slow_share, slow_factor=slow_factor)
+    counts = [int(part) for part in gpus.split(",")]
+    say(cost.worked_paper(cost.rates(speed, rate or []), counts, machines, seed=seed), as_json)
 
 
 def status(

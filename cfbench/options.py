@@ -16,12 +16,24 @@ To = Annotated[Path | None, typer.Option(help="folder to write; default is in --
 NormaliserFile = Annotated[
     Path | None, typer.Option("--normaliser", help="another file than the suite's own")
 ]
+Systems = Annotated[
+    str,
+    typer.Option(help="rows, comma-separated: family/row, row, or family/all; +path=value varies"),
+]
+Prompts = Annotated[
+    str,
+    typer.Option(help=".jsonl or .txt file, how many of the tiny test prompts, or vbench[:DIM]"),
+]
+Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
+Seeds = Annotated[int, typer.Option(help="films a prompt")]
+Seconds = Annotated[float, typer.Option(help="length of a film")]
 EngineName = Annotated[str, typer.Option("--engine", help="local processes, or ray")]
 Address = Annotated[str, typer.Option(help="of the Ray cluster, or auto; none starts Ray here")]
 JobLimit = Annotated[float, typer.Option(help="seconds until a job counts as hung; 0 is never")]
 Attempts = Annotated[int, typer.Option(help="times that a job is tried in all")]
 
 SUITE_DEFAULT = "tiny"
+SYSTEMS_DEFAULT = "tiny/all"
 OUT_DEFAULT = Path("out/bench")
 
 
