@@ -178,7 +178,7 @@ def generate(
     reporter.phase("films", len(left))
     fractions = Fractions(reporter)
 
-    beat = Beat(root)
+    beat = Beat(store)
 
     def on_event(event: fanout.Event) -> None:
         beat.follow(event)
@@ -197,7 +197,7 @@ def generate(
         code = provenance.revision()
         workers = [
             FilmWorker(
-                store=LocalStore(root),
+                store=open_store(root, exists=False),
                 systems=Loader(device=device, attention=attention),
                 specs=specs,
                 code=code,

@@ -216,7 +216,7 @@ def measure(
     reporter.phase(f"batches of {batch} films", len(tasks))
     fractions = Fractions(reporter)
 
-    beat = Beat(root)
+    beat = Beat(store)
 
     def on_event(event: fanout.Event) -> None:
         beat.follow(event)
@@ -237,7 +237,7 @@ def measure(
         code = provenance.revision()
         workers = [
             MeasureWorker(
-                store=LocalStore(root),
+                store=open_store(root, exists=False),
                 systems=Loader(device=device, attention=attention),
                 suite_name=suite_name,
                 specs=specs,

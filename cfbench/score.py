@@ -144,7 +144,7 @@ def score(
     reporter.phase(f"scores ({suite_name})", len(films))
     fractions = Fractions(reporter)
 
-    beat = Beat(root)
+    beat = Beat(store)
 
     def on_event(event: fanout.Event) -> None:
         beat.follow(event)
@@ -167,7 +167,10 @@ def score(
     with store, beat:
         store.check_writable()
         store.sweep()
-        staff = [ScoreWorker(store=LocalStore(root), suite_name=suite_name) for _ in range(workers)]
+        staff = [
+            ScoreWorker(store=open_store(root, exists=False), suite_name=suite_name)
+            for _ in range(workers)
+        ]
         if films:
             fanout.run(
                 films, staff, group=lambda film: film.prompt_sha, on_event=on_event, engine=engine

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cfbench.fanout import Event
-from cfbench.store import LocalStore, write_atomic
+from cfbench.store import LocalStore
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,12 @@ class Beat:
     Use as a context manager: a driver that has ended leaves no beat.
 
     Args:
-        root: of the store.
+        store: which all drivers share.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / "beats" / f"{uuid.uuid4().hex}.json"
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._name = f"beats/{uuid.uuid4().hex}.json"
         self._running: dict[int, tuple[str, float]] = {}
         self._said = 0.0
 
@@ -52,13 +53,13 @@ class Beat:
                 for name, since in sorted(self._running.values())
             ]
             tree = {"at": round(time.time(), 3), "running": workers}
-            write_atomic(self._path, json.dumps(tree, sort_keys=True).encode())
+            self._store.keep(self._name, json.dumps(tree, sort_keys=True).encode())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
+        self._store.discard(self._name)
 
 
 def status(store: LocalStore) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def status(store: LocalStore) -> dict[str, Any]:
         "done": len(last_at),
         "failed": len(failed & planned),
         "left": left,
-        "running": _running(store.root / "beats"),
+        "running": _running(store.kept("beats")),
         "done_by_system": dict(sorted(by_system.items())),
         **rates,
         "seconds_left": round(left / films_per_s) if films_per_s else (0 if not left else None),
@@ -110,11 +111,11 @@ def _rates(last_at: dict[str, int], frames: dict[str, int]) -> dict[str, float]:
     }
 
 
-def _running(folder: Path) -> dict[str, float]:
+def _running(beats: list[Path]) -> dict[str, float]:
     """Seconds that each worker has been at its job."""
     now = time.time()
     found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in beats:
         try:
             tree = json.loads(path.read_bytes())
         except FileNotFoundError:  # its driver has just ended

@@ -40,7 +40,7 @@ def test_each_planned_job_counts_once_and_others_not_at_all(tmp_path: Path):
 
 def test_a_beat_tells_what_each_worker_has_in_hand_and_ends_with_its_driver(tmp_path: Path):
     store = planned(tmp_path, ["a"])
-    with Beat(tmp_path) as beat:
+    with Beat(store) as beat:
         beat.follow(Event("progress", 0, 0.0, worker="node 12 process 3"))
         (name,) = status(store)["running"]
         assert name.endswith("node 12 process 3")
