@@ -220,15 +220,16 @@ def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
 
 @app.command()
 def compact(
-    to: Annotated[Path, typer.Option(help="Parquet file to write")],
+    to: Annotated[Path, typer.Option(help="Parquet file to write, or folder with --by")],
     out: Out = OUT_DEFAULT,
+    by: Annotated[str, typer.Option(help="columns that divide it: system,dimension")] = "",
     as_json: Json = False,
 ) -> None:
     """Writes all scores as one Parquet table in long form."""
     from cfbench.compact import compact as write
     from cfbench.store import open_store
 
-    rows = write(open_store(out), to)
+    rows = write(open_store(out), to, [name for name in by.split(",") if name])
     say({"rows": rows, "table": str(to)}, as_json)
 
 

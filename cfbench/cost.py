@@ -80,12 +80,17 @@ class Machines:
 
 
 class Simulated(NamedTuple):
-    """How a simulated run went; ``busy`` is the share of worker time that made films."""
+    """How a simulated run went.
+
+    ``busy`` is the share of worker time that made films, ``speed`` the mean of the workers' speeds,
+    1 where none was drawn slow.
+    """
 
     wall_s: float
     busy: float
     failures: int
     given_up: int
+    speed: float
 
 
 def parts_of(todo: Plan) -> list[Part]:
@@ -197,7 +202,8 @@ def simulate(jobs_s: Sequence[float], workers: int, machines: Machines, *, seed:
             late.append((length, attempt + 1))
         else:
             given_up += 1
-    return Simulated(wall, busy / (wall * workers) if wall else 0.0, failures, given_up)
+    speed = float(np.mean(1 / np.array(pace)))
+    return Simulated(wall, busy / (wall * workers) if wall else 0.0, failures, given_up, speed)
 
 
 def worked_paper(
@@ -234,11 +240,10 @@ def _losses(
     jobs_s: Sequence[float], workers: int, machines: Machines, run: Simulated
 ) -> dict[str, float]:
     """Hours of wall time that each cause adds, by what the run would last without it alone."""
-    slow = 1 - machines.slow_share * (1 - 1 / machines.slow_factor)
     ideal_s = sum(jobs_s) / workers
     lost = {
         "start": machines.start_s,
-        "slow workers": ideal_s / slow - ideal_s,
+        "slow workers": ideal_s / run.speed - ideal_s,
         "failures": run.failures * (machines.repair_s + sum(jobs_s) / len(jobs_s) / 2) / workers,
         "driver": max(0.0, len(jobs_s) * machines.dispatch_s - ideal_s),
         "last films": max(jobs_s[-workers:]) * machines.slow_factor,

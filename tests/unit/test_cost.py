@@ -41,7 +41,7 @@ def test_bad_rates_are_refused(text):
 
 def test_calm_machines_take_the_ideal_time():
     run = simulate([10.0] * 40, 4, CALM, seed=0)
-    assert run == (pytest.approx(100.0), pytest.approx(1.0), 0, 0)
+    assert run == (pytest.approx(100.0), pytest.approx(1.0), 0, 0, 1.0)
 
 
 def test_one_driver_bounds_many_workers():
