@@ -21,7 +21,7 @@ from cfbench.output import say
 
 Rounds = Annotated[int, typer.Option(help="kills, of nodes and of drivers in turn")]
 Repeats = Annotated[int, typer.Option(help="pairs of runs")]
-Work = Annotated[Path, typer.Option(help="new folder for the trial's stores")]
+Work = Annotated[Path, typer.Option(help="folder of the trial")]
 TrialPrompts = Annotated[str, typer.Option(help="as of generate")]
 TrialSystems = Annotated[str, typer.Option(help="as of generate")]
 TrialSeconds = Annotated[float, typer.Option(help="length of a film")]

@@ -3,12 +3,14 @@
 Ray's own multi-node test cluster gives every node a raylet of its own, so that one can be killed.
 """
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -16,14 +18,14 @@ from typing import Any, NamedTuple
 
 from cfbench.cluster import ray_module
 from cfbench.errors import CfError
-from cfbench.store import LocalStore, open_store
+from cfbench.store import LocalStore, open_store, write_atomic
 from cfbench.types import RunRecord
 
 log = logging.getLogger(__name__)
 
 NODES = 2
 POLL_S = 0.05
-ROUND_S = 400.0
+ROUND_S = 900.0
 """A round that takes longer is an error of the engine."""
 TRIES = 5
 """Attempts a film: a kill costs one, and none may be given up for it."""
@@ -77,31 +79,31 @@ def compared(wanted: Sequence[RunRecord], store: LocalStore) -> Compared:
 def trial_faults(work: Work, folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
     """Kill a node, then the driver, in turn, in mid-run; compare with the undisturbed local run.
 
+    What a round found is kept in its own file: a trial that was stopped goes on where it was.
+
     Args:
         work: what to make; a few films that take seconds.
-        folder: holds one store a round; must not exist.
+        folder: holds one store a round.
         rounds: how many kills, nodes and drivers in turn.
         seed: of when to kill.
 
     Raises:
-        CfError: the folder exists, Ray is not installed, or a run does not end.
+        CfError: the folder holds a trial of other work, Ray is not installed, or a run does not
+            end.
     """
     if rounds < 1:
         raise CfError(f"--rounds {rounds}: expected 1 or more")
-    if folder.exists():
-        raise CfError(f"{folder} exists; name a new folder for the trial")
+    _claim(folder, {**asdict(work), "seed": seed})
     _run(work.command(folder / "local", "--workers", "1"))
     wanted = open_store(folder / "local").runs()
-    tallies: list[Compared] = []
-    moments = Random(seed)
-    with _TestCluster() as cluster:
-        for number in range(rounds):
-            store = LocalStore(folder / f"round-{number}")
-            kill = cluster.kill_node if number % 2 == 0 else None
-            after = moments.randrange(1, max(2, len(wanted) - NODES))
-            _round(work, store, cluster.address, kill, after)
-            tallies.append(compared(wanted, store))
-            log.info("round %d of %d: %s", number + 1, rounds, tallies[-1])
+    todo = [number for number in range(rounds) if not _kept(folder, number).exists()]
+    if todo:
+        with _TestCluster() as cluster:
+            for number in todo:
+                found = _fresh_round(work, folder, number, cluster, wanted, seed)
+                write_atomic(_kept(folder, number), json.dumps(found._asdict()).encode())
+                log.info("round %d of %d: %s", number + 1, rounds, found)
+    tallies = [Compared(**json.loads(_kept(folder, k).read_bytes())) for k in range(rounds)]
     lost, changed, twice, remade = (sum(column) for column in zip(*tallies, strict=True))
     return {
         "rounds": rounds,
@@ -113,6 +115,35 @@ def trial_faults(work: Work, folder: Path, *, rounds: int, seed: int) -> dict[st
         "clips_twice": twice,
         "clips_remade": remade,
     }
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / f"round-{number}.json"
+
+
+def _claim(folder: Path, what: dict[str, Any]) -> None:
+    """Keep what a trial is of; refuse a folder that holds another."""
+    path = folder / "trial.json"
+    if not path.exists():
+        write_atomic(path, json.dumps(what, sort_keys=True).encode())
+    if json.loads(path.read_bytes()) != what:
+        raise CfError(f"{folder} holds a trial of other work; name a new folder")
+
+
+def _fresh_round(
+    work: Work,
+    folder: Path,
+    number: int,
+    cluster: "_TestCluster",
+    wanted: Sequence[RunRecord],
+    seed: int,
+) -> Compared:
+    store = LocalStore(folder / f"round-{number}")
+    # A round that a stopped trial left half done is made whole anew.
+    shutil.rmtree(store.root, ignore_errors=True)
+    after = Random(f"{seed}-{number}").randrange(1, max(2, len(wanted) - NODES))
+    _round(work, store, cluster.address, cluster.kill_node if number % 2 == 0 else None, after)
+    return compared(wanted, store)
 
 
 def _round(
@@ -160,7 +191,9 @@ class _TestCluster:
     def __enter__(self) -> "_TestCluster":
         ray_module("ray")
         make = ray_module("ray.cluster_utils").Cluster
-        self._cluster = make(initialize_head=True, head_node_args={"num_cpus": 0})
+        # Ray makes its workers nice, local ones are not: on a busy host that alone would tell.
+        head = {"num_cpus": 0, "_system_config": {"worker_niceness": 0}}
+        self._cluster = make(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(NODES)]
         self.address = str(self._cluster.address)
         return self
