@@ -8,17 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films, cli_recall, cli_speed, cli_standard, cli_study, cli_study_analyse
+from cfbench import (
+    cli_films,
+    cli_recall,
+    cli_scale,
+    cli_speed,
+    cli_standard,
+    cli_study,
+    cli_study_analyse,
+)
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
+from cfbench.fanout import ATTEMPTS
 from cfbench.options import (
     OUT_DEFAULT,
     SUITE_DEFAULT,
+    SYSTEMS_DEFAULT,
+    Address,
+    Attempts,
     Attention,
+    EngineName,
+    JobLimit,
     Json,
+    Limit,
     NormaliserFile,
     Out,
+    Prompts,
+    Seconds,
+    Seeds,
     SuiteName,
+    Systems,
     To,
+    engine_of,
     typed,
 )
 from cfbench.output import say
@@ -40,40 +60,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Systems = Annotated[
-    str,
-    typer.Option(help="rows, comma-separated: family/row, row, or family/all; +path=value varies"),
-]
-Prompts = Annotated[
-    str,
-    typer.Option(help=".jsonl or .txt file, how many of the tiny test prompts, or vbench[:DIM]"),
-]
-Limit = Annotated[int, typer.Option(help="prompts to take, balanced over strata; 0 is all")]
-Seeds = Annotated[int, typer.Option(help="films a prompt")]
-Seconds = Annotated[float, typer.Option(help="length of a film")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a GPU, or one a core")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")]
 Shard = Annotated[str, typer.Option(help="INDEX/COUNT: make only this part")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
-
-SYSTEMS_DEFAULT = "tiny/all"
-
-
-@app.command()
-def plan(
-    prompts: Prompts,
-    systems: Systems = SYSTEMS_DEFAULT,
-    limit: Limit = 0,
-    seeds: Seeds = 1,
-    seconds: Seconds = 60.0,
-    out: Out = OUT_DEFAULT,
-    as_json: Json = False,
-) -> None:
-    """Which films a run asks for, which are missing, which rows stay null and why."""
-    from cfbench.run import make_plan, planned
-
-    todo = make_plan(systems, prompts, limit, seeds, seconds)
-    say(planned(todo, out), as_json)
 
 
 @app.command()
@@ -88,10 +78,15 @@ def generate(
     device: Device = "auto",
     attention: Attention = "auto",
     shard: Shard = "0/1",
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Makes the films that are missing; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     from cfbench.run import make_films, make_plan, part_of, planned
 
     todo = make_plan(systems, prompts, limit, seeds, seconds)
@@ -99,7 +94,7 @@ def generate(
     if dry_run:
         say(planned(todo, out), as_json)
         return
-    result, failed = make_films(todo, out, workers, device, attention, part)
+    result, failed = make_films(todo, out, workers, device, attention, part, how)
     say(result, as_json)
     _finish(failed)
 
@@ -118,15 +113,20 @@ def measure(
     device: Device = "auto",
     attention: Attention = "auto",
     shard: Shard = "0/1",
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
 ) -> None:
     """Makes and scores the films that are missing, storing none; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     from cfbench.run import make_plan, measure_films, part_of
 
     todo = make_plan(systems, prompts, limit, seeds, seconds)
     result, failed = measure_films(
         todo, out, suite=suite, batch=batch, workers=workers, device=device, attention=attention,
-        part=part_of(shard),
+        part=part_of(shard), engine=how,
     )  # fmt: skip
     say(result, as_json)
     _finish(failed)
@@ -169,10 +169,15 @@ def score(
     features: Annotated[
         bool, typer.Option(help="keep what VBench's networks saw in --out/features")
     ] = True,
+    engine: EngineName = "local",
+    address: Address = "",
+    attempts: Attempts = ATTEMPTS,
+    job_limit: JobLimit = 0.0,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Scores the films that lack a score; start it again to go on."""
+    how = engine_of(engine, address, attempts, job_limit)
     if via not in ("native", "upstream"):
         raise CfError(f"--via {via}: expected native or upstream")
     kind, _, folder = suite.partition(":")
@@ -194,7 +199,7 @@ def score(
     if via == "upstream":
         result, failed = score_upstream(out, folder, env, device)
     else:
-        result, failed = score_films(out, suite, workers, features)
+        result, failed = score_films(out, suite, workers, features, how)
     say(result, as_json)
     _finish(failed)
 
@@ -226,15 +231,16 @@ def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
 
 @app.command()
 def compact(
-    to: Annotated[Path, typer.Option(help="Parquet file to write")],
+    to: Annotated[Path, typer.Option(help="Parquet file to write, or folder with --by")],
     out: Out = OUT_DEFAULT,
+    by: Annotated[str, typer.Option(help="columns that divide it: system,dimension")] = "",
     as_json: Json = False,
 ) -> None:
     """Writes all scores as one Parquet table in long form."""
     from cfbench.compact import compact as write
     from cfbench.store import open_store
 
-    rows = write(open_store(out), to)
+    rows = write(open_store(out), to, [name for name in by.split(",") if name])
     say({"rows": rows, "table": str(to)}, as_json)
 
 
@@ -409,6 +415,12 @@ app.add_typer(cli_speed.app, name="speed")
 app.add_typer(cli_standard.app, name="vbench-suite")
 cli_study.app.command()(cli_study_analyse.analyse)
 app.add_typer(cli_study.app, name="study")
+app.command()(cli_scale.plan)
+app.command("plan-paper")(cli_scale.plan_paper)
+app.command()(cli_scale.status)
+app.command("speed-scale")(cli_scale.speed_scale)
+app.command("trial-faults")(cli_scale.trial_faults)
+app.command("trial-overhead")(cli_scale.trial_overhead)
 
 
 def main() -> None:
@@ -417,6 +429,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Torch asks for large pages: a tenth of the time of convolutions on a CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     for package in ("cfbench", "cfmodel"):
         logging.getLogger(package).setLevel(logging.INFO)

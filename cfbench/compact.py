@@ -1,8 +1,12 @@
 """The records of a store as one Parquet table in long form."""
 
+import functools
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from cfbench.errors import CfError
 from cfbench.store import Store, write_atomic
 from cfbench.types import Score
 
@@ -21,9 +25,12 @@ COLUMNS = (
     "value",
     "reason",
 )
+PARTITIONS = ("system", "dimension", "tier", "stratum")
+"""Columns with few values, which are ids."""
+PART = "scores.parquet"
 
 
-def compact(store: Store, out: Path) -> int:
+def compact(store: Store, out: Path, by: Sequence[str] = ()) -> int:
     """Write the table and return its number of rows.
 
     A row is one window of one dimension of one film; the film as a whole has no window (null). A
@@ -31,14 +38,16 @@ def compact(store: Store, out: Path) -> int:
 
     Args:
         store: where the records are.
-        out: the Parquet file.
+        out: the Parquet file; with ``by`` a folder, ``out/system=ours/.../scores.parquet``.
+        by: columns that divide the table, outermost first.
 
     Raises:
-        CfError: the disk is full or refuses; an older table stays.
+        CfError: the disk is full or refuses, and an older table stays; or no such column.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    if unknown := [name for name in by if name not in PARTITIONS]:
+        raise CfError(f"--by {','.join(unknown)}: expected some of {', '.join(PARTITIONS)}")
     scores: dict[str, list[Score]] = {}
     for score in store.scores():
         scores.setdefault(score.clip_sha, []).append(score)
@@ -58,7 +67,33 @@ def compact(store: Store, out: Path) -> int:
         [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)],
         schema=schema,
     )
+    if by:
+        _write_parts(table, out, list(by))
+    else:
+        _write(table, out)
+    return len(rows)
+
+
+def _write(table: Any, out: Path) -> None:
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(out, buffer.getvalue())
-    return len(rows)
+
+
+def _write_parts(table: Any, out: Path, by: list[str]) -> None:
+    """One file a combination of values; files of combinations that are gone are removed."""
+    import pyarrow.compute as pc
+
+    old = set(out.rglob(PART))
+    for values in table.select(by).group_by(by).aggregate([]).to_pylist():
+        keep = functools.reduce(
+            pc.and_,
+            (pc.equal(table[name], value) for name, value in values.items()),  # pyright: ignore[reportAttributeAccessIssue]
+        )
+        path = out.joinpath(*(f"{name}={values[name]}" for name in by), PART)
+        _write(table.filter(keep).drop_columns(by), path)
+        old.discard(path)
+    for path in old:
+        path.unlink()

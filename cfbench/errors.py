@@ -24,7 +24,15 @@ class CfError(Exception):
         return CfError, (str(self), self.exit_code)
 
 
-def unwritable(path: Path, error: OSError) -> CfError:
+class DiskError(CfError):
+    """The output disk of this host is full or refuses; another host's may not."""
+
+    def __reduce__(self) -> tuple[type[CfError], tuple[str, int]]:
+        """Pickle with the exit code, as its base does."""
+        return DiskError, (str(self), self.exit_code)
+
+
+def unwritable(path: Path, error: OSError) -> DiskError:
     """The error for an output disk that refuses to take a file."""
     reason = error.strerror or str(error)
-    return CfError(f"cannot write {path}: {reason}; free the disk or choose another --out")
+    return DiskError(f"cannot write {path}: {reason}; free the disk or choose another --out")

@@ -157,8 +157,8 @@ def build_frame(runs: Sequence[RunRecord], scores: Sequence[Score], tier: Tier) 
     mine = [score for score in scores if score.tier == tier]
     versions: dict[str, str] = {}
     for score in mine:
-        version = versions.get(score.dimension)
-        if version is None or _natural(score.version) > _natural(version):
+        version = versions.setdefault(score.dimension, score.version)
+        if score.version != version and _natural(score.version) > _natural(version):
             versions[score.dimension] = score.version
     extra = sorted(set(versions) - set(DIMENSIONS))
     dimensions = (*DIMENSIONS, *extra)

@@ -12,6 +12,7 @@ from cfbench import fanout, plan, prompts, provenance, video
 from cfbench.errors import UNWRITABLE, CfError, unwritable
 from cfbench.plan import Plan, SystemSpec
 from cfbench.progress import Fractions, Reporter
+from cfbench.status import Beat
 from cfbench.store import LocalStore, Store, now, open_store
 from cfbench.systems import Loader, System
 from cfbench.types import ClipInfo, Failure, Job, RunRecord
@@ -151,6 +152,7 @@ def generate(
     attention: str,
     reporter: Reporter,
     part: tuple[int, int] = (0, 1),
+    engine: fanout.Engine = fanout.LOCAL,
 ) -> Outcome:
     """Make what is missing of a plan.
 
@@ -161,6 +163,7 @@ def generate(
         attention: backend, or auto.
         reporter: shows how far it is.
         part: which part of how many this process makes.
+        engine: where the workers run.
 
     Raises:
         CfError: the disk is full or refuses, a system cannot be loaded, or the store's films are
@@ -175,7 +178,10 @@ def generate(
     reporter.phase("films", len(left))
     fractions = Fractions(reporter)
 
+    beat = Beat(store)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.kind == "failed":
@@ -184,14 +190,14 @@ def generate(
             store.append("failures", failure)
             failed.append(failure)
 
-    with store, undo_on_error(store):
+    with undo_on_error(store), store, beat:
         store.check_writable(need_bytes(left, specs))
         store.sweep()
         store.write_plan(todo.tree())
         code = provenance.revision()
         workers = [
             FilmWorker(
-                store=LocalStore(root),
+                store=open_store(root, exists=False),
                 systems=Loader(device=device, attention=attention),
                 specs=specs,
                 code=code,
@@ -199,7 +205,9 @@ def generate(
             for device in devices
         ]
         if left:
-            fanout.run(left, workers, group=lambda job: job.system, on_event=on_event)
+            fanout.run(
+                left, workers, group=lambda job: job.system, on_event=on_event, engine=engine
+            )
     return Outcome(
         made=len(left) - len(failed), present=len(jobs) - len(left), failed=tuple(failed)
     )

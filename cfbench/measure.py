@@ -20,6 +20,7 @@ from cfbench.plan import Plan, SystemSpec
 from cfbench.progress import Fractions, Reporter
 from cfbench.score import scores_of
 from cfbench.scorers import Suite
+from cfbench.status import Beat
 from cfbench.store import LocalStore, now, open_store
 from cfbench.systems import Loader, System
 from cfbench.systems.cf import device_name
@@ -182,6 +183,7 @@ def measure(
     threads: int,
     reporter: Reporter,
     part: tuple[int, int] = (0, 1),
+    engine: fanout.Engine = fanout.LOCAL,
 ) -> Outcome:
     """Make and score what is missing of a plan, without storing films.
 
@@ -197,6 +199,7 @@ def measure(
         threads: films that a worker scores at once.
         reporter: shows how far it is.
         part: which part of how many this process makes.
+        engine: where the workers run.
 
     Raises:
         CfError: the disk is full or refuses, a system or the suite cannot be loaded, or the store
@@ -213,7 +216,10 @@ def measure(
     reporter.phase(f"batches of {batch} films", len(tasks))
     fractions = Fractions(reporter)
 
+    beat = Beat(store)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.kind == "failed":
@@ -224,14 +230,14 @@ def measure(
                     failed.append(failed_job(job, specs[job.system], event))
                     store.append("failures", failed[-1])
 
-    with store, undo_on_error(store):
+    with undo_on_error(store), store, beat:
         store.check_writable(films * RECORD_BYTES + RESERVE_BYTES)
         store.sweep()
         store.write_plan(todo.tree())
         code = provenance.revision()
         workers = [
             MeasureWorker(
-                store=LocalStore(root),
+                store=open_store(root, exists=False),
                 systems=Loader(device=device, attention=attention),
                 suite_name=suite_name,
                 specs=specs,
@@ -241,7 +247,7 @@ def measure(
             for device in devices
         ]
         if tasks:
-            fanout.run(tasks, workers, group=_system, on_event=on_event)
+            fanout.run(tasks, workers, group=_system, on_event=on_event, engine=engine)
     return Outcome(made=films - len(failed), present=len(jobs) - films, failed=tuple(failed))
 
 

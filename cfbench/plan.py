@@ -122,6 +122,7 @@ def make(
     names = [spec.name for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CfError(f"--systems names {', '.join(twice)} twice; name each once")
+    hashes = {prompt.id: prompt_sets.sha256(prompt) for prompt in prompts}
     jobs: list[Job] = []
     null: list[NullRow] = []
     for spec in specs:
@@ -131,7 +132,7 @@ def make(
             null.append(NullRow(system=spec.name, label=spec.label, reason=reason))
             continue
         chunks = spec.shape.chunks_for(seconds)
-        jobs += [_job(spec, p, seed, chunks) for p in usable for seed in range(seeds)]
+        jobs += [_job(spec, p, hashes[p.id], seed, chunks) for p in usable for seed in range(seeds)]
     return Plan(jobs=tuple(jobs), null=tuple(null), specs=tuple(specs))
 
 
@@ -151,8 +152,8 @@ def missing(jobs: Iterable[Job], done: set[str]) -> tuple[Job, ...]:
     return tuple(job for job in jobs if job.id not in done)
 
 
-def _job(spec: SystemSpec, prompt: Prompt, seed: int, chunks: int) -> Job:
-    parts = [spec.key, prompt_sets.sha256(prompt), seed, chunks]
+def _job(spec: SystemSpec, prompt: Prompt, sha: str, seed: int, chunks: int) -> Job:
+    parts = [spec.key, sha, seed, chunks]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return Job(
         id=digest, system=spec.address, key=spec.key, prompt=prompt, seed=seed, chunks=chunks

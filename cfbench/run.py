@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from cfbench import prompts as prompt_sets
 from cfbench import provenance
 from cfbench.aggregate import load_normaliser, suite_normaliser
 from cfbench.errors import CfError
+from cfbench.fanout import LOCAL, Engine
 from cfbench.store import now, open_store, write_atomic
 from cfbench.types import Tier
 
@@ -66,22 +67,46 @@ def planned(todo: "Plan", out: Path) -> dict[str, Any]:
     }
 
 
+def staff_of(engine: Engine, device: str, workers: int) -> tuple[list[str], Engine]:
+    """The device of each worker, and the engine with the GPUs that each holds.
+
+    Raises:
+        CfError: no such device, here or in the cluster.
+    """
+    if engine.name == "ray":
+        from cfbench import cluster
+
+        found = cluster.devices(engine, device, workers)
+    else:
+        from cfbench.systems.cf import devices
+
+        found = devices(device, workers)
+    return found, replace(engine, gpus_each=int(not found[0].startswith("cpu")))
+
+
 def make_films(
-    todo: "Plan", out: Path, workers: int, device: str, attention: str, part: tuple[int, int]
+    todo: "Plan",
+    out: Path,
+    workers: int,
+    device: str,
+    attention: str,
+    part: tuple[int, int],
+    engine: Engine = LOCAL,
 ) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
     """Makes what is missing of a plan; what was done, and what failed."""
     from cfbench.generate import generate as make
     from cfbench.progress import Reporter
-    from cfbench.systems.cf import devices
 
+    found, engine = staff_of(engine, device, workers)
     with Reporter() as reporter:
         outcome = make(
             todo,
             out,
-            devices=devices(device, workers),
+            devices=found,
             attention=attention,
             reporter=reporter,
             part=part,
+            engine=engine,
         )
     return _made(todo, outcome), outcome.failed
 
@@ -96,13 +121,13 @@ def measure_films(
     device: str,
     attention: str,
     part: tuple[int, int],
+    engine: Engine = LOCAL,
 ) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
     """Makes and scores what is missing of a plan; what was done, and what failed."""
     from cfbench.measure import measure
     from cfbench.progress import Reporter
-    from cfbench.systems.cf import devices
 
-    found = devices(device, workers)
+    found, engine = staff_of(engine, device, workers)
     with Reporter() as reporter:
         outcome = measure(
             todo,
@@ -114,6 +139,7 @@ def measure_films(
             threads=max(1, (os.cpu_count() or 1) // len(found)),
             reporter=reporter,
             part=part,
+            engine=engine,
         )
     return _made(todo, outcome), outcome.failed
 
@@ -157,7 +183,7 @@ def find_gap(
 
 
 def score_films(
-    out: Path, suite: str, workers: int, features: bool = True
+    out: Path, suite: str, workers: int, features: bool = True, engine: Engine = LOCAL
 ) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
     """Scores what lacks scores; what was done, and what failed."""
     from cfbench.progress import Reporter
@@ -165,11 +191,13 @@ def score_films(
 
     if workers < 0:
         raise CfError(f"--workers {workers}: expected 0 (choose) or more")
+    count = workers or os.cpu_count() or 1
+    if engine.name == "ray":
+        count = len(staff_of(engine, "cpu", workers)[0])
     with Reporter() as reporter:
         outcome = measure(
-            out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter,
-            features=features,
-        )  # fmt: skip
+            out, suite, workers=count, reporter=reporter, features=features, engine=engine
+        )
     return _told(outcome), outcome.failed
 
 

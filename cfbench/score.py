@@ -10,6 +10,7 @@ from cfbench import fanout, prompts, scorers, video
 from cfbench.errors import CfError
 from cfbench.progress import Fractions, Reporter
 from cfbench.scorers import Suite
+from cfbench.status import Beat
 from cfbench.store import LocalStore, Store, open_store
 from cfbench.types import DimensionSpec, Failure, Prompt, RunRecord, Score
 
@@ -109,7 +110,13 @@ def scores_of(clip: video.Clip, prompt: Prompt, suite: Suite) -> list[Score]:
 
 
 def score(
-    root: Path, suite_name: str, *, workers: int, reporter: Reporter, features: bool = True
+    root: Path,
+    suite_name: str,
+    *,
+    workers: int,
+    reporter: Reporter,
+    features: bool = True,
+    engine: fanout.Engine = fanout.LOCAL,
 ) -> Outcome:
     """Score every film of a store that lacks a score of the suite.
 
@@ -121,6 +128,7 @@ def score(
         workers: processes.
         reporter: shows how far it is.
         features: keep what networks saw of films in the store's folder ``features``.
+        engine: where the workers run.
 
     Raises:
         CfError: no store, unknown suite, films that are not stored, or the disk is full or
@@ -141,7 +149,10 @@ def score(
     reporter.phase(f"scores ({suite_name})", len(films))
     fractions = Fractions(reporter)
 
+    beat = Beat(store)
+
     def on_event(event: fanout.Event) -> None:
+        beat.follow(event)
         if not fractions.follow(event):
             return
         if event.value:
@@ -158,16 +169,18 @@ def score(
             store.append("failures", failure)
             failed.append(failure)
 
-    with store:
+    with store, beat:
         store.check_writable()
         store.sweep()
         kept = root / FEATURES if features else None
         staff = [
-            ScoreWorker(store=LocalStore(root), suite_name=suite_name, kept=kept)
+            ScoreWorker(store=open_store(root, exists=False), suite_name=suite_name, kept=kept)
             for _ in range(workers)
         ]
         if films:
-            fanout.run(films, staff, group=lambda film: film.prompt_sha, on_event=on_event)
+            fanout.run(
+                films, staff, group=lambda film: film.prompt_sha, on_event=on_event, engine=engine
+            )
     return Outcome(
         scored=len(films) - len(failed), present=len(by_sha) - len(films), failed=tuple(failed)
     )

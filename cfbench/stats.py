@@ -3,6 +3,7 @@
 C clusters (prompts), N films, R resamples, D dimensions.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -38,8 +39,11 @@ class Paired(NamedTuple):
     prompts: int
 
 
+@functools.lru_cache(maxsize=1)
 def cluster_weights(clusters: int, resamples: int, seed: int) -> Floats:
     """How often each of C clusters is drawn in each of R resamples; rows sum to C.
+
+    The last answer is kept, and is read-only: systems of one table have equal clusters.
 
     Example:
         >>> cluster_weights(3, 2, 0).sum(axis=1).tolist()
@@ -47,7 +51,9 @@ def cluster_weights(clusters: int, resamples: int, seed: int) -> Floats:
     """
     rng = np.random.default_rng(seed)
     share = np.full(clusters, 1 / clusters)
-    return rng.multinomial(clusters, share, size=resamples).astype(np.float64)
+    weights = rng.multinomial(clusters, share, size=resamples).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def cluster_sums(values_ND: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:

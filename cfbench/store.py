@@ -6,6 +6,7 @@ Layout under the root::
     objects/<aa>/<sha256>.<ext>      films (mp4) and prompts (json), complete or absent; films of
                                      protocol raw-frames are not kept
     tmp/<writer>/                    what is being written; swept once its writer is gone
+    beats/<driver>.json              what a driver's workers have in hand
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from cfbench.errors import UNWRITABLE, CfError, unwritable
+from cfbench.mirror import Mirror, url_of
 from cfbench.types import (
     SCHEMA,
     ClipInfo,
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["runs", "scores", "failures"]
 KINDS: tuple[Kind, ...] = ("runs", "scores", "failures")
-FOLDERS = ("records", "objects", "tmp")
+FOLDERS = ("records", "objects", "tmp", "beats")
 HASH_BLOCK = 1 << 20
 
 
@@ -110,10 +113,13 @@ class LocalStore:
 
     Args:
         root: the folder; made on the first write.
+        mirror: an object store that all hosts reach; the folder is then its cache.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
         self.root = root
+        self._mirror = mirror
+        self._parts = 0
         self._files: dict[Kind, int] = {}
         self._lock: int | None = None
         self._scratched = 0
@@ -127,7 +133,8 @@ class LocalStore:
 
     @functools.cached_property
     def _writer(self) -> str:
-        return f"{time.time_ns():x}-{os.getpid()}"
+        # Process ids repeat between hosts, and clocks may agree.
+        return f"{time.time_ns():x}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def close(self) -> None:
         """Close the writer's files and remove its scratch folder."""
@@ -146,6 +153,9 @@ class LocalStore:
             CfError: the disk is full or refuses; nothing of the lines stays.
         """
         lines = b"".join(self._line(record) for record in records)
+        if self._mirror is not None:
+            self._append_part(kind, lines, self._mirror)
+            return
         path = self.root / "records" / kind / f"{self._writer}.jsonl"
         try:
             if kind not in self._files:
@@ -155,6 +165,14 @@ class LocalStore:
             _write_lines(self._files[kind], lines)
         except OSError as error:
             raise unwritable(path, error) from error
+
+    def _append_part(self, kind: Kind, lines: bytes, mirror: Mirror) -> None:
+        """An object of its own for each append: it appears whole or not at all."""
+        self._parts += 1
+        name = f"records/{kind}/{self._writer}-{self._parts:06d}.jsonl"
+        mirror.push(name, lines)
+        # The cache may lag behind, never the other way round.
+        write_atomic(self.root / name, lines)
 
     def _line(self, record: RunRecord | Score | Failure) -> bytes:
         # Strictly rising within a writer, so that "last" is the last one appended.
@@ -192,6 +210,8 @@ class LocalStore:
             with source.open("rb") as handle:
                 os.fsync(handle.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
+            if self._mirror is not None:
+                self._mirror.push_file(_object(sha, ext), source)
             os.replace(source, target)
             _sync_folder(target.parent)
         except OSError as error:
@@ -213,8 +233,11 @@ class LocalStore:
         return sha
 
     def path(self, sha: str, ext: str) -> Path:
-        """Where object ``sha`` lies, or would."""
-        return self.root / "objects" / sha[:2] / f"{sha}.{ext}"
+        """Where object ``sha`` lies, or would; it is fetched if only other hosts have it."""
+        path = self.root / _object(sha, ext)
+        if self._mirror is not None and not path.exists():
+            self._mirror.pull(_object(sha, ext))
+        return path
 
     def sweep(self) -> int:
         """Remove scratch folders whose writer is gone; returns how many."""
@@ -286,39 +309,62 @@ class LocalStore:
             ("scores", "score", "clip_sha"),
         )
         for kind, stage, field in successes:
-            for line in self._lines(kind):
+            for line in self.lines(kind):
                 name = (stage, line.record[field])
                 last[name] = max(last.get(name, 0), line.at)
         open_lines = (
             line
-            for line in self._lines("failures")
+            for line in self.lines("failures")
             if line.at > last.get(_failure_key(line.record), 0)
         )
         return [_build(Failure, tree) for tree in latest(open_lines, _failure_key)]
 
     def scored(self) -> set[tuple[str, str, str]]:
         """(film, dimension, version) of every score; of many films cheaper than ``scores``."""
-        lines = self._lines("scores")
+        lines = self.lines("scores")
         return {(r["clip_sha"], r["dimension"], r["version"]) for _, r in lines}
 
     def done_ids(self) -> set[str]:
         """Ids of the jobs that have a record and, where films are stored, a film."""
-        return {
-            run.id
-            for run in self.runs()
-            if not run.clip.is_stored or self.path(run.clip.sha256, "mp4").exists()
-        }
+        there = self._mirror.names("objects") if self._mirror is not None else None
+
+        def has(sha: str) -> bool:
+            name = _object(sha, "mp4")
+            return (self.root / name).exists() if there is None else name in there
+
+        return {run.id for run in self.runs() if not run.clip.is_stored or has(run.clip.sha256)}
 
     def write_plan(self, tree: dict[str, Any]) -> None:
         """Keep what was planned last: rows in order, and why some are null."""
-        write_atomic(self.root / "plan.json", _dump(tree) + b"\n")
+        self.keep("plan.json", _dump(tree) + b"\n")
 
     def plan(self) -> dict[str, Any]:
         """What was planned last: ``systems`` in order, ``null`` reasons by system, ``jobs``."""
         path = self.root / "plan.json"
+        if self._mirror is not None:
+            self._mirror.pull("plan.json")
         if not path.exists():
             return {"systems": [], "null": {}, "jobs": []}
         return json.loads(path.read_bytes())
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a small file of the store, whole, over what was there."""
+        if self._mirror is not None:
+            self._mirror.push(name, content)
+        write_atomic(self.root / name, content)
+
+    def discard(self, name: str) -> None:
+        """Remove a small file of the store."""
+        if self._mirror is not None:
+            self._mirror.drop(name)
+        (self.root / name).unlink(missing_ok=True)
+
+    def kept(self, folder: str) -> list[Path]:
+        """Small files in a folder of the store, as they are now."""
+        if self._mirror is not None:
+            for name in sorted(self._mirror.names(folder)):
+                self._mirror.pull(name)
+        return sorted((self.root / folder).glob("*.json"))
 
     def damage(self) -> list[Damage]:
         """Lines that cannot be read."""
@@ -336,9 +382,16 @@ class LocalStore:
         return self.root / "tmp" / self._writer
 
     def _record_files(self, kind: Kind) -> list[Path]:
+        if self._mirror is not None:
+            self._mirror.sync(f"records/{kind}")
         return sorted((self.root / "records" / kind).glob("*.jsonl"))
 
-    def _lines(self, kind: Kind) -> Iterator[Line]:
+    def lines(self, kind: Kind) -> Iterator[Line]:
+        """Every record that was ever appended, older ones of a job too, in no order.
+
+        Raises:
+            CfError: a line in the middle of a file is damaged.
+        """
         for file in self._record_files(kind):
             for number, raw in _numbered(file):
                 line = _parse(raw)
@@ -350,7 +403,7 @@ class LocalStore:
                     )
 
     def _latest(self, kind: Kind, key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
-        return latest(self._lines(kind), key)
+        return latest(self.lines(kind), key)
 
 
 def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
@@ -377,11 +430,20 @@ def open_store(root: Path, *, exists: bool = True) -> LocalStore:
     Raises:
         CfError: ``exists`` is asked for and there is no store there.
     """
+    if url := url_of(root):
+        mirror = Mirror(url=url)
+        if exists and not mirror.names("records"):
+            raise CfError(f"no records in {url}; run cfbench generate --out {url} first")
+        return LocalStore(mirror.cache, mirror)
     if exists and not (root / "records").is_dir():
         raise CfError(f"no records in {root}; run cfbench generate --out {root} first")
     if root.exists() and not root.is_dir():
         raise CfError(f"{root} is a file; choose another --out")
     return LocalStore(root)
+
+
+def _object(sha: str, ext: str) -> str:
+    return f"objects/{sha[:2]}/{sha}.{ext}"
 
 
 def sha256_of(path: Path) -> str:
@@ -448,10 +510,11 @@ def _parse(raw: bytes) -> Line | None:
     if not raw.endswith(b"\n"):
         return None
     try:
-        tree = json.loads(raw)
+        # Of text, not of bytes: whose encoding would be guessed again for every line.
+        tree = json.loads(raw.decode())
     except ValueError:
         return None
-    if not isinstance(tree, dict) or set(tree) != {"at", "record"}:
+    if not isinstance(tree, dict) or tree.keys() != {"at", "record"}:
         return None
     return Line(tree["at"], tree["record"])
 
@@ -463,10 +526,15 @@ def _dump(tree: Any) -> bytes:
 def _build(kind: Any, tree: dict[str, Any]) -> Any:
     if tree.get("schema") != SCHEMA:
         raise CfError(f"{kind.__name__} schema {tree.get('schema')!r}: this version reads {SCHEMA}")
-    known = {field.name for field in fields(kind)}
-    if set(tree) != known:
+    known = _names(kind)
+    if tree.keys() != known:
         raise CfError(f"{kind.__name__} has unknown or missing keys {sorted(set(tree) ^ known)}")
     return kind(**tree)
+
+
+@functools.cache
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def run_from(tree: dict[str, Any]) -> RunRecord:

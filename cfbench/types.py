@@ -44,7 +44,7 @@ class Prompt:
         return " ".join(segment.text for segment in self.segments)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One film to make: a system, a prompt, a seed. ``id`` is a hash of these and of the key."""
 
@@ -132,7 +132,7 @@ class WindowScore:
     value: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """One dimension of one film: a number, or None with a ``reason``; never a default."""
 

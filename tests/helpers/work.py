@@ -1,29 +1,36 @@
 """Workers for the fan-out that fail or die on demand; a file remembers across processes."""
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfbench.errors import CfError
+from cfbench.errors import CfError, unwritable
 from cfbench.fanout import Emit
 
 
 @dataclass
 class Squares:
-    """Squares a number; ``die``, ``fail`` and ``once`` name tasks that go wrong."""
+    """Squares a number; the other fields name tasks that go wrong, and how."""
 
     folder: Path
     die: tuple[int, ...] = ()
     fail: tuple[int, ...] = ()
     once: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
+    hang_once: tuple[int, ...] = ()
 
     def __call__(self, task: int, emit: Emit) -> int:
         emit(0.5)
         first = self._first(task)
         if task in self.stop:
             raise CfError("the disk is full", 2)
+        if task in self.full:
+            raise unwritable(self.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        if first and task in self.hang_once:
+            signal.pause()
         if task in self.die or (first and task in self.once):
             os.kill(os.getpid(), signal.SIGKILL)
         if task in self.fail:

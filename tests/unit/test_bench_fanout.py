@@ -24,7 +24,7 @@ def ends(events: list[fanout.Event]) -> dict[int, tuple[str, object, int]]:
 def test_results_do_not_depend_on_the_workers(tmp_path: Path, workers):
     events = outcome(5, workers, Squares(tmp_path))
     assert ends(events) == {task: ("done", task * task, 1) for task in range(5)}
-    assert {(e.task, e.value) for e in events if e.kind == "progress"} == {
+    assert {(e.task, e.value) for e in events if e.kind == "progress" and e.value} == {
         (task, 0.5) for task in range(5)
     }
     assert len(list(tmp_path.glob("closed-*"))) == workers
@@ -49,3 +49,42 @@ def test_an_error_of_input_or_disk_stops_everything(tmp_path: Path, workers):
     with pytest.raises(CfError, match="the disk is full") as caught:
         outcome(4, workers, Squares(tmp_path, stop=(0,)))
     assert caught.value.exit_code == 2
+
+
+def test_a_hung_worker_is_killed_and_its_task_tried_again(tmp_path: Path):
+    events: list[fanout.Event] = []
+    fanout.run(
+        [1, 2],
+        [Squares(tmp_path, hang_once=(1,))],
+        group=str,
+        on_event=events.append,
+        engine=fanout.Engine(limit_s=1.5),
+    )
+    assert ends(events) == {0: ("done", 1, 2), 1: ("done", 4, 1)}
+
+
+def test_what_failed_is_left_to_another_worker_where_there_is_one():
+    queue = fanout.Queue(tasks=["a", "b"], group=str, attempts=3)
+    assert queue.take(0, None, others=True) == 0
+    assert queue.settle(fanout.Event("failed", 0, "why"), 0) is None
+    assert queue.take(0, "a", others=True) == 1
+    assert queue.take(0, "a", others=True) is None
+    assert queue.take(1, None, others=True) == 0
+    assert queue.settle(fanout.Event("failed", 0, "why"), 1) is None
+    assert queue.take(1, "a", others=False) == 0
+    assert queue.settle(fanout.Event("failed", 0, "why"), 1) == ("failed", 0, "why", 3, "")
+    assert queue.left == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "slurm"}, "expected local or ray"),
+        ({"address": "auto"}, "only --engine ray has one"),
+        ({"attempts": 0}, "expected 1 or more"),
+        ({"limit_s": -1.0}, "--job-limit -1.0"),
+    ],
+)
+def test_engine_refuses_what_does_not_exist(change, message):
+    with pytest.raises(CfError, match=message):
+        fanout.Engine(**change)

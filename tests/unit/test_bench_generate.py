@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from cfbench.progress import Reporter
 from cfbench.score import missing, score
 from cfbench.store import LocalStore, open_store
 from cfbench.systems import cf, describe
-from cfbench.types import Job
 from cfbench.verify import verify
 from tests.helpers.bench import ROOT, command, prompt_file, untimed
 
@@ -113,7 +113,7 @@ def test_failed_job_is_recorded_and_the_rest_goes_on(tmp_path: Path):
     wanted = todo(tmp_path, ("nano/rendered-truth",))
     broken = dict(wanted.jobs[0].prompt.scene or {}, version=-1)
     prompt = wanted.jobs[0].prompt.__class__(**{**vars(wanted.jobs[0].prompt), "scene": broken})
-    jobs = (Job(**{**vars(wanted.jobs[0]), "prompt": prompt, "id": "broken"}), wanted.jobs[1])
+    jobs = (replace(wanted.jobs[0], prompt=prompt, id="broken"), wanted.jobs[1])
     wanted = plan.Plan(jobs=jobs, null=(), specs=wanted.specs)
     outcome = make(wanted, tmp_path / "out")
     assert outcome.made == 1

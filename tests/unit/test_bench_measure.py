@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from cfbench.progress import Reporter
 from cfbench.score import score
 from cfbench.store import LocalStore, open_store
 from cfbench.systems import describe
-from cfbench.types import RAW_FRAMES, Job, Score
+from cfbench.types import RAW_FRAMES, Score
 from cfbench.verify import verify
 from tests.helpers.bench import ROOT, cfbench, command, prompt_file, untimed
 from tests.helpers.reports import world
@@ -225,7 +226,7 @@ def test_batches_follow_from_the_plan_and_not_from_what_is_done(tmp_path: Path):
     left = batches(jobs, 2, {jobs[0].id, jobs[2].id, jobs[3].id})
     assert [batch.jobs for batch in left] == [batch.jobs for batch in whole if batch != whole[1]]
     assert left[0].wanted == {jobs[1].id}
-    longer = Job(**{**vars(jobs[1]), "chunks": jobs[1].chunks + 1})
+    longer = replace(jobs[1], chunks=jobs[1].chunks + 1)
     assert [len(batch.jobs) for batch in batches((jobs[0], longer), 2, set())] == [1, 1]
     for size in (0, -1, 2000):
         with pytest.raises(CfError, match=f"--batch {size}: expected 1 to"):

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -197,8 +198,8 @@ def test_compact_is_the_long_table(tmp_path: Path):
     null = score_record(CLIP.sha256, "sharpness", None)
     with LocalStore(tmp_path) as store:
         store.append("runs", run_record("a"))
-        store.append("scores", score.__class__(**{**vars(score), "windows": windows}))
-        store.append("scores", null.__class__(**{**vars(null), "reason": "why"}))
+        store.append("scores", replace(score, windows=windows))
+        store.append("scores", replace(null, reason="why"))
         assert compact(store, tmp_path / "t.parquet") == 4
     table = pq.read_table(tmp_path / "t.parquet")
     assert tuple(table.column_names) == COLUMNS
@@ -211,6 +212,25 @@ def test_compact_is_the_long_table(tmp_path: Path):
     ]
     assert rows[3]["reason"] == "why"
     assert {r["system"] for r in rows} == {"ours"}
+
+
+def test_compact_by_columns_is_the_same_table_in_parts(tmp_path: Path):
+    with LocalStore(tmp_path / "s") as store:
+        store.append("runs", run_record("a"))
+        for name, value in (("exposure", 0.5), ("sharpness", 0.25)):
+            store.append("scores", score_record(CLIP.sha256, name, value))
+    stale = tmp_path / "t" / "system=gone" / "dimension=exposure" / "scores.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
+    assert compact(store, tmp_path / "t", by=["system", "dimension"]) == 2
+    assert not stale.exists()
+    rows = pq.read_table(tmp_path / "t").to_pylist()
+    assert {(row["system"], row["dimension"], row["value"]) for row in rows} == {
+        ("ours", "exposure", 0.5),
+        ("ours", "sharpness", 0.25),
+    }
+    with pytest.raises(CfError, match="--by value: expected some of system"):
+        compact(store, tmp_path / "u", by=["value"])
 
 
 def test_no_store_is_an_error_that_names_the_verb(tmp_path: Path):
