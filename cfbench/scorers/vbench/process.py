@@ -21,8 +21,9 @@ MOST, HUGE = 2**31 - 1, 2**21
 def settle() -> None:
     """Keeps small blocks of freed memory, and OpenCV to one thread, from here on.
 
-    Pages that are given back are made anew for every layer of every frame. OpenCV's threads and torch's, each
-    waiting for work in a loop, take the cores from one another: ten times the time on two cores.
+    Pages that are given back are made anew for every layer of every frame. OpenCV's threads and
+    torch's, each waiting for work in a loop, take the cores from one another: ten times the time
+    on two cores.
     """
     cv2.setNumThreads(1)
     if not sys.platform.startswith("linux"):
