@@ -14,7 +14,7 @@ Net = TypeVar("Net", bound=nn.Module)
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Of ``mallopt``: free bytes above which memory is given back; size of blocks that always are;
 heaps."""
-MOST, HUGE = 2**31 - 1, 2**21
+MOST, HUGE = 2**31 - 1, 2**23
 """Larger blocks are given back at once, so that one network's do not add to the next one's."""
 
 
