@@ -4,6 +4,7 @@ They follow from a seed alone. Small ones hold parity to what that package makes
 ones, of the published networks' sizes, are for timings. Neither makes a score of anything.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from cfbench.scorers.vbench.files import FILES
 from cfbench.scorers.vbench.nets.amt import AmtS
 from cfbench.scorers.vbench.nets.musiq import Musiq
 from cfbench.scorers.vbench.nets.raft import Raft
-from cfmodel.config import seed_for
 
 Shapes = Mapping[str, tuple[int, ...]]
 CLIP_WORDS, CLIP_TOKENS, TEXT_LAYERS, TEXT_WIDTH = 49_408, 77, 2, 64
@@ -55,7 +55,7 @@ B32_OUT: Mapping[int, int] = {64: 32, 768: 512}
 
 def drawn(name: str, shapes: Shapes) -> dict[str, Tensor]:
     """Weights that depend on the names alone: small where many inputs are summed."""
-    generator = torch.Generator().manual_seed(seed_for("vbench-weights", name))
+    generator = torch.Generator().manual_seed(_seed(name))
     out: dict[str, Tensor] = {}
     for key, shape in shapes.items():
         value = torch.randn(shape, generator=generator)
@@ -70,6 +70,12 @@ def drawn(name: str, shapes: Shapes) -> dict[str, Tensor]:
         else:
             out[key] = 0.1 * value
     return out
+
+
+def _seed(name: str) -> int:
+    """Of a file's weights: 63 bits of a hash of its name."""
+    digest = hashlib.sha256(f"str:vbench-weights\x1fstr:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:

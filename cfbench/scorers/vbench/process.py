@@ -14,15 +14,16 @@ Net = TypeVar("Net", bound=nn.Module)
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Of ``mallopt``: free bytes above which memory is given back; size of blocks that always are;
 heaps."""
-MOST, HUGE = 2**31 - 1, 2**21
+MOST, HUGE = 2**31 - 1, 2**23
 """Larger blocks are given back at once, so that one network's do not add to the next one's."""
 
 
 def settle() -> None:
     """Keeps small blocks of freed memory, and OpenCV to one thread, from here on.
 
-    Pages that are given back are made anew for every layer of every frame. OpenCV's threads and torch's, each
-    waiting for work in a loop, take the cores from one another: ten times the time on two cores.
+    Pages that are given back are made anew for every layer of every frame. OpenCV's threads and
+    torch's, each waiting for work in a loop, take the cores from one another: ten times the time
+    on two cores.
     """
     cv2.setNumThreads(1)
     if not sys.platform.startswith("linux"):
