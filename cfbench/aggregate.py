@@ -215,6 +215,39 @@ def aggregate(normalised: Mapping[str, float | None]) -> Aggregate:
     return Aggregate(total, quality, semantic, missing)
 
 
+CUSTOM = tuple(name for name in QUALITY if name != "temporal_flickering")
+"""Dimensions that VBench scores any film in, without its prompts and without a static filter."""
+
+
+class Partial(NamedTuple):
+    """What can be told of a system when dimensions are missing; neither is Quality nor Semantic.
+
+    Attributes:
+        quality_custom: weighted mean of the six of ``CUSTOM``, weights adding up to 5.5; or None.
+        semantic_partial: mean of the semantic dimensions that there are, or None.
+        semantic_of: which these are.
+    """
+
+    quality_custom: float | None
+    semantic_partial: float | None
+    semantic_of: tuple[str, ...]
+
+
+def partial(normalised: Mapping[str, float | None]) -> Partial:
+    """What is told under names of its own when a total is null.
+
+    Example:
+        >>> partial({"scene": 0.5, "color": 1.0, "imaging_quality": 0.7})
+        Partial(quality_custom=None, semantic_partial=0.75, semantic_of=('color', 'scene'))
+    """
+    custom = {name: QUALITY[name] for name in CUSTOM}
+    whole = all(normalised.get(name) is not None for name in CUSTOM)
+    present = tuple(name for name in SEMANTIC if normalised.get(name) is not None)
+    return Partial(
+        _group(normalised, custom) if whole else None, _group(normalised, SEMANTIC), present
+    )
+
+
 def film_total(normalised: Mapping[str, float | None]) -> Aggregate:
     """Quality, Semantic and Total of **one film**, over the dimensions that apply to it.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from cfbench import cli_films, cli_recall
+from cfbench import cli_films, cli_recall, cli_speed, cli_standard, cli_study, cli_study_analyse
 from cfbench.errors import INCOMPLETE, INTERRUPTED, USAGE, CfError
 from cfbench.options import (
     OUT_DEFAULT,
@@ -166,6 +166,9 @@ def score(
     ] = "native",
     env: Annotated[Path, typer.Option(help="of vbench-env create")] = Path("out/vbench-env"),
     device: Annotated[str, typer.Option(help="of the vbench package")] = "cpu",
+    features: Annotated[
+        bool, typer.Option(help="keep what VBench's networks saw in --out/features")
+    ] = True,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -191,7 +194,7 @@ def score(
     if via == "upstream":
         result, failed = score_upstream(out, folder, env, device)
     else:
-        result, failed = score_films(out, suite, workers)
+        result, failed = score_films(out, suite, workers, features)
     say(result, as_json)
     _finish(failed)
 
@@ -397,16 +400,23 @@ app.command()(cli_films.events)
 app.command("events-check")(cli_films.events_check)
 app.command()(cli_films.drift)
 app.command()(cli_films.motion)
+app.command()(cli_films.survey)
 app.command()(cli_films.consistency)
 app.command()(cli_films.compare)
 app.command()(cli_recall.recall)
 app.command("recall-films")(cli_recall.recall_films)
+app.add_typer(cli_speed.app, name="speed")
+app.add_typer(cli_standard.app, name="vbench-suite")
+cli_study.app.command()(cli_study_analyse.analyse)
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:
     """The ``cfbench`` script: input errors become one line and exit code 2, gaps 3."""
     # Workers share the cores; sums in one order make results independent of how many there are.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Torch asks for large pages: a tenth of the time of convolutions on a CPU.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     for package in ("cfbench", "cfmodel"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -112,6 +112,18 @@ def consistency(
     say(found if as_json else consistency_told(found), as_json)
 
 
+def survey(
+    out: Out = OUT_DEFAULT, to: To = None, workers: Workers = 0, as_json: Json = False
+) -> None:
+    """Events, motion and drift of every system of a run: table and plots."""
+    from cfbench.analysis.surveying import write_survey
+    from cfbench.run import commit
+
+    header = f"commit {commit()}; command {typed()}"
+    found = write_survey(out, to or out / "survey", workers=staff(workers), header=header)
+    say(found, as_json)
+
+
 def compare(
     a: Annotated[str, typer.Argument(help="system, as in the table's rows: ours")],
     b: Annotated[str, typer.Argument(help="system to hold it against")],

@@ -157,7 +157,7 @@ def find_gap(
 
 
 def score_films(
-    out: Path, suite: str, workers: int
+    out: Path, suite: str, workers: int, features: bool = True
 ) -> tuple[dict[str, Any], "tuple[Failure, ...]"]:
     """Scores what lacks scores; what was done, and what failed."""
     from cfbench.progress import Reporter
@@ -166,7 +166,10 @@ def score_films(
     if workers < 0:
         raise CfError(f"--workers {workers}: expected 0 (choose) or more")
     with Reporter() as reporter:
-        outcome = measure(out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter)
+        outcome = measure(
+            out, suite, workers=workers or os.cpu_count() or 1, reporter=reporter,
+            features=features,
+        )  # fmt: skip
     return _told(outcome), outcome.failed
 
 

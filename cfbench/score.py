@@ -15,6 +15,7 @@ from cfbench.types import DimensionSpec, Failure, Prompt, RunRecord, Score
 
 log = logging.getLogger(__name__)
 
+FEATURES = "features"  # folder in a store
 UNREADABLE = "unreadable"  # key in the details of a null score: the film is to be tried again
 
 
@@ -42,16 +43,18 @@ class ScoreWorker:
     Args:
         store: not written to yet.
         suite_name: which suite to load.
+        kept: folder for measures of films, or None.
     """
 
     store: LocalStore
     suite_name: str
+    kept: Path | None = None
     _suite: Suite | None = field(default=None, repr=False)
 
     def __call__(self, film: Film, emit: fanout.Emit) -> str:
         """Score a film; returns why it cannot be read, or nothing."""
         if self._suite is None:
-            self._suite = scorers.load(self.suite_name)
+            self._suite = scorers.load(self.suite_name, kept=self.kept)
         return score_film(film, self._suite, self.store)
 
     def close(self) -> None:
@@ -105,7 +108,9 @@ def scores_of(clip: video.Clip, prompt: Prompt, suite: Suite) -> list[Score]:
     return [found[name] for name in names]
 
 
-def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> Outcome:
+def score(
+    root: Path, suite_name: str, *, workers: int, reporter: Reporter, features: bool = True
+) -> Outcome:
     """Score every film of a store that lacks a score of the suite.
 
     A film that cannot be read gets null scores with the reason, and is tried again next time.
@@ -115,6 +120,7 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
         suite_name: as in ``cfbench.scorers``.
         workers: processes.
         reporter: shows how far it is.
+        features: keep what networks saw of films in the store's folder ``features``.
 
     Raises:
         CfError: no store, unknown suite, films that are not stored, or the disk is full or
@@ -155,7 +161,11 @@ def score(root: Path, suite_name: str, *, workers: int, reporter: Reporter) -> O
     with store:
         store.check_writable()
         store.sweep()
-        staff = [ScoreWorker(store=LocalStore(root), suite_name=suite_name) for _ in range(workers)]
+        kept = root / FEATURES if features else None
+        staff = [
+            ScoreWorker(store=LocalStore(root), suite_name=suite_name, kept=kept)
+            for _ in range(workers)
+        ]
         if films:
             fanout.run(films, staff, group=lambda film: film.prompt_sha, on_event=on_event)
     return Outcome(

@@ -99,7 +99,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows, columns and notes; ``header`` names the commit and command it came from."""
+    """Rows, columns and notes; ``header`` names the commit and command it came from.
+
+    ``bold`` is whether the highest value of a column is the best, and marked so.
+    """
 
     name: str
     title: str
@@ -108,6 +111,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     header: str
+    bold: bool = True
 
 
 def summaries(
@@ -263,7 +267,9 @@ def dimension_table(
 
 
 def best_rows(table: Table) -> list[int | None]:
-    """Row of the highest value of each column among systems, or None; references do not count."""
+    """Row of the best value of each column among systems, or None; references do not count."""
+    if not table.bold:
+        return [None] * len(table.columns)
     best: list[int | None] = []
     for column in range(len(table.columns)):
         values = [

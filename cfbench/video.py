@@ -4,6 +4,7 @@ R pixel frames, Y rows, X columns.
 """
 
 import hashlib
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cfbench.types import ClipInfo
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
 
 Frames = NDArray[np.uint8]
 
@@ -31,7 +33,7 @@ SAME_EVERYWHERE = (
 """x264's AVX-512 code gives the first film of a process other bytes from run to run."""
 BT709, LIMITED_RANGE = 1, 1
 SEI = 6  # H.264 unit in which x264 writes its version and settings
-DECODE_BLOCK = 64
+DECODE_BLOCK, PLAIN_BLOCK = 64, 8
 
 
 class DecodeError(ValueError):
@@ -45,7 +47,8 @@ class Clip:
     ``blocks`` gives the frames in blocks (R, Y, X, 3), RGB, from the first one each time it is
     called; a film that breaks off raises ``DecodeError`` there. ``plain`` gives them with colours
     as OpenCV and decord convert them, where that is another thing: see ``decode``; ``exact_fps`` is
-    the frame rate where it is no whole number.
+    the frame rate where it is no whole number; ``note`` is what its scores should tell beside
+    their values.
     """
 
     sha256: str
@@ -54,6 +57,7 @@ class Clip:
     blocks: Callable[[], Iterator[Frames]]
     plain: Callable[[], Iterator[Frames]] | None = None
     exact_fps: float | None = None
+    note: str = ""
 
     @property
     def rate(self) -> float:
@@ -88,8 +92,8 @@ def stored(path: Path) -> Clip:
     info = probe(path)
     return Clip(
         sha256=info.sha256, frames=info.frames, fps=info.fps,
-        blocks=lambda: decode(path), plain=lambda: decode(path, exact=False),
-        exact_fps=_rate(path),
+        blocks=lambda: decode(path), plain=lambda: decode(path, block=PLAIN_BLOCK, exact=False),
+        exact_fps=_rate(path), note=_uneven(path),
     )  # fmt: skip
 
 
@@ -187,8 +191,10 @@ def decode(path: Path, *, block: int = DECODE_BLOCK, exact: bool = True) -> Iter
     try:
         with _open(path) as container:
             stack: list[Frames] = []
+            # One for all frames: to set it up costs more than to use it.
+            convert = av.video.reformatter.VideoReformatter()
             for frame in container.decode(video=0):
-                stack.append(_to_rgb(av, frame) if exact else _as_others(frame))
+                stack.append(_to_rgb(av, frame) if exact else _as_others(convert, frame))
                 if len(stack) == block:
                     yield np.stack(stack)
                     stack = []
@@ -250,6 +256,22 @@ def _rate(path: Path) -> float | None:
         return None if rate is None else float(rate)
 
 
+def _uneven(path: Path) -> str:
+    """What to say of a film whose frames do not last equally long; nothing of others."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        try:
+            shown = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+        except _av().error.FFmpegError:  # decoding will tell it
+            return ""
+        lengths = [b - a for a, b in itertools.pairwise(shown)]
+        # Where the clock does not divide a frame's length, lengths differ by one tick.
+        if stream.time_base is None or not lengths or max(lengths) - min(lengths) <= 1:
+            return ""
+        least, most = (1000 * float(n * stream.time_base) for n in (min(lengths), max(lengths)))
+        return f"variable frame rate ({least:.0f} to {most:.0f} ms a frame); scored as if even"
+
+
 def canonical_frames(stored: int, fps: int) -> int:
     """Pixel frames that are scored: whole seconds of film (960 of 969 at 16 fps).
 
@@ -307,8 +329,12 @@ def _to_rgb(av: Any, frame: "VideoFrame") -> Frames:
     return np.asarray(rgb.to_ndarray(), np.uint8)
 
 
-def _as_others(frame: "VideoFrame") -> Frames:
-    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+def _as_others(convert: "VideoReformatter", frame: "VideoFrame") -> Frames:
+    rgb = convert.reformat(frame, format="rgb24", threads=1)
+    # A view, since the block that it goes into is a copy; rows may have padding behind them.
+    plane: Any = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
 def _scaling(av: Any) -> Any:

@@ -22,8 +22,11 @@ from cfmodel.config import (
 FAMILIES: tuple[Family, ...] = ("nano", "tiny", "wan-1.3b")
 DEFAULT_FAMILY: Family = "tiny"
 
-TINY_STUDENT = "tiny-local-2"
+TINY_STUDENT = "tiny-context-1"
+TINY_LOCAL = "tiny-local-3"
 TINY_STREAMED = "tiny-streamed-1"
+LOCAL: Mapping[Family, str] = {"tiny": TINY_LOCAL}
+"""Weights of stage 1: of the row without contextual distillation, and of systems that end there."""
 STREAMED: Mapping[Family, str] = {"tiny": TINY_STREAMED}
 NANO_RANDOM = "nano-random"
 WAN_STUDENT = "context-forcing"
@@ -103,13 +106,16 @@ def ablations(base: Experiment) -> list[Experiment]:
             name="uniform-2",
             label="Uniform, every 2nd chunk",
         ),
-        vary(
-            base,
-            "train.stage",
-            "dmd",
-            name="no-cdmd",
-            label="w/o contextual distillation",
-            retrain=True,
+        dataclasses.replace(
+            vary(
+                base,
+                "train.stage",
+                "dmd",
+                name="no-cdmd",
+                label="w/o contextual distillation",
+                retrain=True,
+            ),
+            weights=LOCAL.get(base.family),
         ),
         vary(base, "memory.positions", "absolute", name="absolute", label="w/o bounded positions"),
         vary(base, "memory.slow", 0, name="no-slow", label="w/o slow memory"),
@@ -153,6 +159,11 @@ def ablations(base: Experiment) -> list[Experiment]:
     ]
 
 
+def local(base: Experiment) -> Experiment:
+    """The base with weights of stage 1, where there are such."""
+    return dataclasses.replace(base, weights=LOCAL.get(base.family, base.weights))
+
+
 def streamed(base: Experiment) -> Experiment:
     """The base with weights of streaming training, where there are such."""
     return dataclasses.replace(base, weights=STREAMED.get(base.family, base.weights))
@@ -186,6 +197,7 @@ def other_samplers(base: Experiment) -> list[Experiment]:
     Source: Rolling Forcing (a1477d0) and CausVid (ca21150), whose steps 1000, 757 and 522 are the
     whole timesteps nearest to 1, 0.28 and 0.12 under shift 8.
     """
+    base = local(base)
     rolling = baseline(
         base,
         "rolling-forcing",
@@ -207,13 +219,16 @@ def other_samplers(base: Experiment) -> list[Experiment]:
 
 
 def baselines(base: Experiment) -> list[Experiment]:
-    """Published systems as memory policies; windows count the current chunk."""
+    """Published systems as memory policies; windows count the current chunk.
+
+    On weights of stage 1, where their own training ends, and LongLive's on weights of its own.
+    """
+    tuned, base = streamed(base), local(base)
     plain = {"sink": 0, "slow": 0, "fast": 21, "positions": "absolute"}
     longlive = {"sink": 3, "slow": 0, "positions": "absolute"}
     infinity = {"sink": 1, "slow": 0, "fast": 5, "positions": "window"}
     # Its training differs, its sampling does not, and its weights are not published.
     pp = baseline(base, "self-forcing-pp", "Self-Forcing++", **plain)
-    tuned = streamed(base)
     return [
         baseline(base, "self-forcing", "Self Forcing", **plain),
         dataclasses.replace(pp, weights=None),

@@ -22,6 +22,7 @@ from cfbench.plots import (
     counted,
     figure,
 )
+from cfbench.plots import DASHES as REFERENCES
 from cfbench.stats import Interval
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ TITLES = {
 }
 
 
-def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None:
+def drift_curves(
+    out: Path,
+    groups: Sequence[Group],
+    settings: Settings,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Change of every measure against time: each film thin, the mean of a group thick.
 
     The grey zone is the band that a film may not leave; the dotted line ends the opening.
@@ -49,6 +55,7 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         out: path; written as .pdf and .png.
         groups: one a group of films and measure.
         settings: with which they were measured.
+        titles: how the legend calls groups, by label; others are called by their label.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
@@ -73,27 +80,30 @@ def drift_curves(out: Path, groups: Sequence[Group], settings: Settings) -> None
         handles = [_handle(looks[label]) for label in labels]
         canvas.legend(
             handles,
-            _counted(labels, groups),
+            _counted(labels, groups, titles or {}),
             loc="outside upper left",
             ncols=min(4, len(labels)),
             fontsize=8,
         )
 
 
-def _counted(labels: Sequence[str], groups: Sequence[Group]) -> list[str]:
+def _counted(
+    labels: Sequence[str], groups: Sequence[Group], titles: Mapping[str, str]
+) -> list[str]:
     """Labels with films scored of expected: the fewest of all measures."""
     found: list[str] = []
     for label in labels:
         mine = [group for group in groups if group.label == label]
         scored = min(group.films for group in mine)
-        found.append(f"{label}: {scored}/{max(len(g.changes_NW) for g in mine)} films")
+        title = titles.get(label, label)
+        found.append(f"{title}: {scored}/{max(len(g.changes_NW) for g in mine)} films")
     return found
 
 
 def _look(label: str, index: int) -> tuple[str, str]:
     """Colour and dashes; groups called like a system have the colour that it has elsewhere."""
     colour = COLOURS.get(label, PALETTE[index % len(PALETTE)])
-    return colour, DASHES[index // len(PALETTE) % len(DASHES)]
+    return colour, REFERENCES.get(label, DASHES[index // len(PALETTE) % len(DASHES)])
 
 
 def _handle(look: tuple[str, str]) -> Any:
@@ -203,52 +213,6 @@ def compare_forest(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
             "bars: 95 %, prompts resampled; grey: the interval holds 0, or there is none; "
             "right: pairs scored/expected"
         )
-
-
-def returns_curve(out: Path, tree: Mapping[str, Any]) -> None:
-    """What films kept of what they show again, against how long it was away.
-
-    Args:
-        out: path; written as .pdf and .png, or not at all without a return.
-        tree: of ``returns.find_returns``.
-    """
-    rows = [row for many in tree["films"].values() for row in many if row["kept"] is not None]
-    cells = [cell for cell in tree["curve"] if cell["value"] is not None]
-    if not rows:
-        return
-    scored, expected = (sum(cell[key] for cell in tree["curve"]) for key in ("scored", "expected"))
-    with figure(out, 1, 1, (6.4, 4.0)) as (_, grid):
-        axes = grid[0]
-        for level in (0, 100):
-            axes.axhline(level, color=INK, lw=0.8, ls=":")
-        axes.plot(
-            [row["away_s"] for row in rows], [100 * row["kept"] for row in rows],
-            "o", color=SKY, ms=4, mew=0, alpha=0.6, label="one return",
-        )  # fmt: skip
-        at = [cell["away_s"] for cell in cells]
-        axes.plot(at, [100 * c["value"] for c in cells], "-o", color=BLUE, lw=2, ms=5, label="mean")
-        sure = [cell for cell in cells if cell["low"] is not None]
-        for cell in sure:
-            ends = [100 * cell["low"], 100 * cell["high"]]
-            axes.plot([cell["away_s"]] * 2, ends, color=BLUE, lw=1.4)
-        axes.set_xscale("log", base=2)
-        ticks = _powers([row["away_s"] for row in rows])
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xlabel("seconds away")
-        axes.set_ylabel("kept (x100): 100 as first shown, 0 as what lay between")
-        axes.set_title(f"Shown again, found by {tree['found_by']}: {scored}/{expected}", loc="left")
-        axes.legend(fontsize=8)
-
-
-def _powers(values: Sequence[float]) -> list[float]:
-    """Powers of two around some positive values.
-
-    Example:
-        >>> _powers([1.5, 7.0])
-        [1.0, 2.0, 4.0, 8.0]
-    """
-    first, last = np.floor(np.log2(min(values))), np.ceil(np.log2(max(values)))
-    return [float(2**power) for power in np.arange(first, last + 1)]
 
 
 def return_curve(out: Path, found: Sequence[Return], rows: Sequence[Mapping[str, Any]]) -> None:

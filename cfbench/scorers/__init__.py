@@ -1,6 +1,7 @@
 """Scorer suites by name: a suite sees a film's frames once and scores all of its dimensions."""
 
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from cfbench.registry import Table
 from cfbench.types import DimensionSpec, Prompt, Score
@@ -42,13 +43,25 @@ class Suite(Protocol):
         ...
 
 
-def load(name: str, device: str = "cpu") -> Suite:
+@runtime_checkable
+class Keeping(Protocol):
+    """A suite that can keep what its networks saw of films, so that they are asked once."""
+
+    kept: Path | None
+
+
+def load(name: str, device: str = "cpu", kept: Path | None = None) -> Suite:
     """The suite called ``name``, ready to score; its networks, if any, are on ``device``.
 
-    ``name`` may end in ``:FOLDER`` where a suite's weights are the user's own, as VBench's.
+    ``name`` may end in ``:FOLDER`` where a suite's weights are the user's own, as VBench's. A suite
+    that is ``Keeping`` keeps measures of films in the folder ``kept``, if one is given.
 
     Raises:
         CfError: unknown name, a part that is not installed, or no such folder.
     """
     kind, _, folder = name.partition(":")
-    return SUITES.get(kind)(device, folder) if folder else SUITES.get(kind)(device)
+    make = SUITES.get(kind)
+    suite: Suite = make(device, folder) if folder else make(device)
+    if isinstance(suite, Keeping):
+        suite.kept = kept
+    return suite

@@ -58,13 +58,15 @@ def flicker(frames: NDArray[np.uint8]) -> Floats:
     return likeness((high - low).reshape(len(frames) - 1, -1).mean(1))
 
 
-def strong_flow(magnitude: NDArray[np.floating[Any]]) -> float:
-    """Mean of the largest 5 % of a pair's flow magnitudes.
+def strong_flow(magnitude: NDArray[np.floating[Any]], share: float = FLOW_SHARE) -> float:
+    """Mean of the largest 5 %, or another share, of a pair's flow magnitudes.
 
     Source: VBench, dynamic_degree.
     """
-    flat = np.sort(magnitude, axis=None)[::-1]
-    return float(flat[: max(1, int(len(flat) * FLOW_SHARE))].mean())
+    count = max(1, int(magnitude.size * share))
+    largest = np.partition(magnitude, magnitude.size - count, axis=None)[-count:]
+    # Largest first, as upstream adds them up.
+    return float(np.sort(largest)[::-1].mean())
 
 
 def moves(strong: Floats, height: int, width: int) -> Flags:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cfmodel.config import seed_for
-from cfmodel.presets import NANO_RANDOM, TINY_STREAMED, TINY_STUDENT
+from cfmodel.presets import NANO_RANDOM, TINY_LOCAL, TINY_STREAMED, TINY_STUDENT
 
 FORMAT = 1
 METADATA = "cfmodel"
@@ -29,7 +29,11 @@ MANIFEST = "SHA256SUMS"
 SHOWN = 3
 """Names of each kind that a report of misfits prints."""
 
-BUNDLED: dict[str, str] = {TINY_STUDENT: "tiny/student", TINY_STREAMED: "tiny/streaming"}
+BUNDLED: dict[str, str] = {
+    TINY_STUDENT: "tiny/student",
+    TINY_LOCAL: "tiny/local",
+    TINY_STREAMED: "tiny/streaming",
+}
 """Files under assets, by weights id. Codec and text encoder are ``<family>/codec`` and ``text``."""
 
 

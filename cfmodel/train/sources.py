@@ -106,7 +106,13 @@ class Resources:
         mine = self.out / f"{name}.safetensors"
         if name in self.init and not mine.exists():
             return self.init[name]()
-        return load_weights(mine if mine.exists() else self.assets / f"{name}.safetensors")
+        path = mine if mine.exists() else self.assets / f"{name}.safetensors"
+        if not path.exists():
+            raise ValueError(
+                f"no weights of the stage {name}, neither in {self.out} nor in {self.assets}; "
+                f"train {name} first, or give --init {name}=SOURCE"
+            )
+        return load_weights(path)
 
 
 class Source(NamedTuple):

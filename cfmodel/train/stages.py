@@ -1,8 +1,9 @@
 """The stages by name: the numbers of each family, and what each stage is built of.
 
 Order of the tiny family: ``codec`` and ``text``, each alone (``decoder`` trains a codec's decoder
-further, at any time); ``chunk``, then ``base`` and ``causal-init`` from it, and ``teacher`` from
-``base``; ``dmd`` from both of its sides; ``cdmd`` and ``streaming`` from ``dmd``.
+further, at any time); ``chunk``, ``base``, ``teacher``, ``context-init``, each from the one before;
+``dmd`` from the last; ``cdmd`` and ``streaming`` from ``dmd``. Elsewhere ``causal-init`` stands in
+place of ``context-init``, as published.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,8 @@ class Flow:
 class Numbers:
     """Numbers of a family's stages that only training needs.
 
+    ``first`` is the stage whose student stage 1 begins from.
+
     Source: for ``wan-1.3b`` arXiv:2602.06028 sections 5-7 and its release; for ``tiny`` searched,
     see docs/LOG.md.
     """
@@ -80,6 +83,7 @@ class Numbers:
     teacher: Flow
     recycling: Recycling
     films: int
+    first: Literal["causal-init", "context-init"]
     dmd: Matching
     cdmd: Matching
     local: Rollout
@@ -96,10 +100,11 @@ _SMALL_NUMBERS = Numbers(
     teacher=Flow(batch=96, lr=1e-3, shift=2.0, init="base"),
     recycling=Recycling(bins=20, entries=64),
     films=192,
+    first="context-init",
     dmd=_SMALL,
     cdmd=replace(_SMALL, guidance=1.0),
     local=Rollout(midway=0.7),
-    contextual=Rollout(stream=5 * TARGET, context="memory", history=0.25, after=2 * TARGET),
+    contextual=Rollout(stream=4 * TARGET, context="memory", history=0.25, after=2 * TARGET),
     streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
@@ -119,6 +124,7 @@ NUMBERS: dict[Family, Numbers] = {
         ),
         recycling=Recycling(host=True),
         films=64,
+        first="causal-init",
         dmd=_RELEASED,
         cdmd=replace(_RELEASED, guidance=5.0),
         local=Rollout(free=18, first_clean=True, replay=True),
@@ -237,7 +243,8 @@ def _matching(
 
 
 def _dmd(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:
-    return _matching("dmd", experiment, use, shared, student="causal-init", teacher="base")
+    student = NUMBERS[experiment.family].first
+    return _matching("dmd", experiment, use, shared, student=student, teacher="base")
 
 
 def _cdmd(experiment: Experiment, use: Resources, shared: Shared) -> Strategy:

@@ -16,6 +16,7 @@ from cfbench.aggregate import DIMENSIONS, QUALITY
 from cfbench.errors import CfError
 from cfbench.scorers.vbench import prep
 from cfbench.scorers.vbench.again import cut
+from cfbench.scorers.vbench.drawn import clip_shapes, drawn
 from cfbench.scorers.vbench.files import FILES, PINNED, Folder
 from cfbench.scorers.vbench.nets import vit
 from cfbench.scorers.vbench.protocol import clips, fused
@@ -27,8 +28,6 @@ from tests.helpers.vbench_data import (
     FILMS,
     FPS,
     FRAMES,
-    clip_shapes,
-    drawn,
     film,
     long_film,
     write_weights,
@@ -82,7 +81,7 @@ def test_without_weights_a_dimension_is_null_and_says_why(tmp_path):
     assert found["aesthetic_quality"].reason == (
         f"no weights {FILES['clip-l14']}, {FILES['aesthetic']}"
     )
-    assert found["subject_consistency"].version == "2.none"
+    assert found["subject_consistency"].version == "3.none"
     short = suite.score(held(film("slow")[:1], FPS), PROMPT)
     assert {s.dimension: s.reason for s in short}["temporal_flickering"].startswith(
         "does not apply: too few frames"
@@ -213,7 +212,7 @@ def test_odd_films_have_scores_or_reasons(shape, weights):
 @pytest.fixture
 def tables(tmp_path):
     """A folder with CLIP alone, so that background consistency has its score."""
-    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32)).items()}
+    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32, 64, 2)).items()}
     path = tmp_path / FILES["clip-b32"]
     path.parent.mkdir(parents=True)
     torch.save(state, path)
@@ -245,7 +244,7 @@ def test_clips_are_ranges_of_one_decode(tables):
     assert found["subject_consistency"].value is None
     assert FILES["dinov2"] in found["subject_consistency"].reason
     versions = {scorers.load(f"{name}:{tables}").version for name in SUITES}
-    assert versions == {"2", "2-long", "2-long-index"}
+    assert versions == {"3", "3-long", "3-long-index"}
 
 
 def test_clips_that_are_encoded_again_are_a_copy_of_a_copy(tables):

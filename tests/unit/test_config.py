@@ -17,6 +17,8 @@ from cfmodel.config import (
 )
 from cfmodel.presets import (
     FAMILIES,
+    LOCAL,
+    STREAMED,
     ablations,
     baselines,
     describe,
@@ -62,8 +64,9 @@ def test_baselines_change_memory_alone(family):
     for row in rows:
         assert row.label != base.label
         assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory"}
-        own = "longlive" in row.name and family == "tiny"
-        assert (row.weights == base.weights) == (row.name != "self-forcing-pp" and not own)
+        own = STREAMED if "longlive" in row.name else LOCAL
+        expected = None if row.name == "self-forcing-pp" else own.get(family, base.weights)
+        assert row.weights == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +77,7 @@ def test_other_readings_and_samplers_change_what_they_name(family):
         assert row.weights == base.weights
     for row in other_samplers(base):
         assert {path.split(".")[0] for path, _, _ in diff(base, row)} == {"memory", "sample"}
-        assert row.weights == base.weights
+        assert row.weights == LOCAL.get(family, base.weights)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -510,7 +510,7 @@ def test_verb_ends_with_three_where_the_loss_diverges(command, monkeypatch):
         (("chunk", "chunk", "--steps", 1), "each may come once"),
         (("chunk", "--steps", 1, "--accumulate", 3), "batch=4 does not divide among 3 parts"),
         (("chunk", "--steps", 1, "--board", "paper"), "unknown board 'paper'"),
-        (("causal-init", "--steps", 1), "no weights at assets/chunk.safetensors"),
+        (("causal-init", "--steps", 1), "no weights of the stage chunk, neither in"),
     ],
 )
 def test_verb_refuses_in_one_line(command, arguments, words):

@@ -43,9 +43,10 @@ def load_upstream(device: str, folder: str = "") -> "UpstreamSuite":
 def _load(name: str, device: str, folder: str) -> "VBenchSuite":
     import torch
 
-    from cfbench.scorers.vbench import protocol
+    from cfbench.scorers.vbench import process, protocol
     from cfbench.scorers.vbench.suite import VBenchSuite
 
+    process.settle()
     rules = {rule.name: rule for rule in (protocol.WHOLE, protocol.LONG, protocol.INDEX)}
     return VBenchSuite(_weights(name, folder), torch.device(device), rules[name])
 

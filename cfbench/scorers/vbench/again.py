@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +39,8 @@ def encoded_again(frames: Frames, fps: int) -> Frames:
     Source: VBench-Long cuts films with torchvision's ``write_video``, whose settings these are:
     constant rate factor 23, half the colour resolution.
     """
+    import av
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with av.open(str(path), "w") as container:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from cfbench.aggregate import QUALITY, SEMANTIC
 from cfbench.scorers import rules
-from cfbench.scorers.vbench import again, protocol, watch
+from cfbench.scorers.vbench import again, process, protocol, watch
+from cfbench.scorers.vbench.features import Features
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft, video, vit
 from cfbench.scorers.vbench.nets.amt import AmtS
@@ -30,7 +32,7 @@ from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.types import DimensionSpec, Prompt, Score
 from cfbench.video import Clip, DecodeError
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 CUSTOM = "custom"
 SHORT = f"does not apply: too few frames, or frames below {watch.SMALLEST_SIDE} pixels"
 NOT_ASKED = "does not apply: not one of the prompt's dimensions in VBench's suite"
@@ -123,7 +125,7 @@ class Toolbox:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
-        return net.to(self.device).eval().requires_grad_(False)
+        return process.quickened(net.to(self.device).eval().requires_grad_(False))
 
 
 @dataclass
@@ -226,11 +228,14 @@ class VBenchSuite:
         folder: of the weights.
         device: where networks run, in float32.
         rule: whether films are scored whole or in clips.
+        kept: folder in which measures of films are kept, or None; clips that are encoded again
+            are measured anew.
     """
 
     folder: Folder
     device: torch.device
     rule: Protocol = protocol.WHOLE
+    kept: Path | None = None
     _tools: Toolbox | None = field(default=None, repr=False)
 
     @property
@@ -263,6 +268,8 @@ class VBenchSuite:
         """
         parts, told = (range(clip.frames),), self.rule.name
         details: dict[str, Any] = {"frames": clip.frames}
+        if clip.note:
+            details["note"] = clip.note
         if self.rule.cuts:
             seconds = protocol.clip_seconds(prompt.vbench or ())
             parts = protocol.clips(clip.frames, clip.rate, seconds)
@@ -344,7 +351,7 @@ class VBenchSuite:
             firsts = self._openings(openings, fps, asked)
             starts = range(firsts.frames)
         else:
-            firsts = watch.watch(clip.as_others(), clip.rate, parts, nets, self.device)
+            firsts = self._watched(clip, parts, nets)
             seen = firsts.frames == clip.frames
             found = [self._measured(firsts, part, asked, prompt) for part in parts]
             starts = [part.start for part in parts]
@@ -357,6 +364,11 @@ class VBenchSuite:
             if within is not None:
                 values[name] = protocol.fused(within, between[name], name)
         return values
+
+    def _watched(self, clip: Clip, parts: Sequence[range], nets: Nets) -> Film:
+        if self.kept is None:
+            return watch.watch(clip.as_others(), clip.rate, parts, nets, self.device)
+        return Features(self.kept, self.folder, self.device).watch(clip, parts, nets)
 
     def _openings(self, images: list[Any], fps: int, asked: frozenset[str]) -> Film:
         """The film of the clips' first frames, encoded once more."""

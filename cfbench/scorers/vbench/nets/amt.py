@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from cfbench.scorers.vbench.nets.correlation import Pyramid, correlations
+from cfbench.scorers.vbench.nets.correlation import looked_up
 
 RADIUS, LEVELS, FLOWS = 3, 4, 3
 CHANNELS = (20, 32, 44, 56)
@@ -57,8 +57,8 @@ class _Mixing(nn.Module):
         out = x
         for whole, side in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
             out = whole(out)
-            out = torch.cat([out[:, :-SKIP], side(out[:, -SKIP:])], 1)
-        return self.prelu(x + self.conv5(out))
+            out[:, -SKIP:] = side(out[:, -SKIP:])
+        return self.prelu(self.conv5(out).add_(x))
 
 
 class _Pyramid(nn.Module):
@@ -115,9 +115,9 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for conv in (self.conv1, self.conv2, self.conv3):
-            out = nnf.relu(nnf.instance_norm(conv(out)))
+            out = nnf.instance_norm(conv(out)).relu_()
         short = x if self.downsample is None else nnf.instance_norm(self.downsample(x))
-        return nnf.relu(short + out)
+        return out.add_(short).relu_()
 
 
 class _Features(nn.Module):
@@ -132,24 +132,25 @@ class _Features(nn.Module):
         self.conv2 = nn.Conv2d(96, FEATURES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nnf.relu(nnf.instance_norm(self.conv1(x)))
+        x = nnf.instance_norm(self.conv1(x)).relu_()
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
 
-class _Correlations:
-    """Correlations of two images' features in both directions."""
+class _Correlations(NamedTuple):
+    """Two images' features, whose correlations are looked up in both directions."""
 
-    def __init__(self, a_BCYX: Tensor, b_BCYX: Tensor) -> None:
-        rows, columns = a_BCYX.shape[-2:]
-        pairs = correlations(a_BCYX, b_BCYX)
-        self._there, self._back = (
-            Pyramid(table, rows, columns, levels=LEVELS, radius=RADIUS)
-            for table in (pairs, pairs.transpose(1, 2))
-        )
+    a: Tensor
+    b: Tensor
 
     def around(self, flow01: Tensor, flow10: Tensor) -> Tensor:
         """Correlations around where flows lead: from the first image, then from the second."""
-        return torch.cat([self._there.around(flow01), self._back.around(flow10)], 1)
+        return torch.cat(
+            [
+                looked_up(self.a, self.b, flow01, levels=LEVELS, radius=RADIUS),
+                looked_up(self.b, self.a, flow10, levels=LEVELS, radius=RADIUS),
+            ],
+            1,
+        )
 
 
 class _Update(nn.Module):

@@ -49,7 +49,15 @@ class Block(nn.Module):
     def forward(self, x_BLE: Tensor) -> Tensor:
         """The next tokens (B, L, E)."""
         parts = self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in parts)
+        return self._attended(x_BLE, *parts)
+
+    def first(self, x_BLE: Tensor) -> Tensor:
+        """The next first token alone (B, 1, E): all that is read of a last block."""
+        q, k, v = self.qkv(self.norm1(x_BLE)).chunk(3, dim=-1)
+        return self._attended(x_BLE[:, :1], q[:, :1], k, v)
+
+    def _attended(self, x_BLE: Tensor, *qkv: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in qkv)
         seen = nnf.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x_BLE = x_BLE + self.proj(seen.transpose(1, 2).flatten(2))
         hidden = self.fc1(self.norm2(x_BLE))

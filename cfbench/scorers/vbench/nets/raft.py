@@ -6,6 +6,7 @@ Source: RAFT (arXiv:2003.12039), as VBench's dynamic_degree uses it.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -35,9 +36,10 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = nnf.relu(self.norm1(self.conv1(x)))
-        out = nnf.relu(self.norm2(self.conv2(out)))
-        return nnf.relu(out + (x if self.downsample is None else self.downsample(x)))
+        # In place where nothing else holds the tensor: a half less memory at half the image's size.
+        out = self.norm1(self.conv1(x)).relu_()
+        out = self.norm2(self.conv2(out)).relu_()
+        return out.add_(x if self.downsample is None else self.downsample(x)).relu_()
 
 
 class _Encoder(nn.Module):
@@ -62,7 +64,7 @@ class _Encoder(nn.Module):
         self.conv2 = nn.Conv2d(128, FEATURES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nnf.relu(self.norm1(self.conv1(x)))
+        x = self.norm1(self.conv1(x)).relu_()
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
 
@@ -83,24 +85,63 @@ class _Motion(nn.Module):
         return torch.cat([nnf.relu(self.conv(torch.cat([seen, moved], 1))), flow], 1)
 
 
+class _Given(NamedTuple):
+    """What a direction's three convolutions make of the context, which no step changes."""
+
+    gates: Tensor
+    new: Tensor
+
+
 class _Gru(nn.Module):
-    """A recurrent step along rows, then one along columns."""
+    """A recurrent step along rows, then one along columns.
+
+    Convolutions are linear: the context's share of them is made once a pair, not once a step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        for number, kernel, padding in ((1, (1, 5), (0, 2)), (2, (5, 1), (2, 0))):
-            for gate in "zrq":
-                conv = nn.Conv2d(3 * STATE, STATE, kernel, padding=padding)
-                self.add_module(f"conv{gate}{number}", conv)
 
-    def forward(self, state: Tensor, told: Tensor) -> Tensor:
-        for number in (1, 2):
-            z, r, q = (self.get_submodule(f"conv{gate}{number}") for gate in "zrq")
-            both = torch.cat([state, told], 1)
-            update, reset = z(both).sigmoid(), r(both).sigmoid()
-            new = q(torch.cat([reset * state, told], 1)).tanh()
-            state = (1 - update) * state + update * new
+        def conv(kernel: tuple[int, int]) -> nn.Conv2d:
+            return nn.Conv2d(3 * STATE, STATE, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+
+        self.convz1, self.convr1, self.convq1 = (conv((1, 5)) for _ in range(3))
+        self.convz2, self.convr2, self.convq2 = (conv((5, 1)) for _ in range(3))
+
+    def given(self, context: Tensor) -> list[_Given]:
+        """The context's share, by direction."""
+        here = slice(STATE, 2 * STATE)
+        found: list[_Given] = []
+        for z, r, q in self._directions():
+            weight, bias = _joined(z, r)
+            gates = nnf.conv2d(context, weight[:, here], bias, padding=z.padding)
+            new = nnf.conv2d(context, q.weight[:, here], q.bias, padding=q.padding)
+            found.append(_Given(gates, new))
+        return found
+
+    def forward(self, state: Tensor, motion: Tensor, given: list[_Given]) -> Tensor:
+        """The next state."""
+        for (z, r, q), share in zip(self._directions(), given, strict=True):
+            weight, _ = _joined(z, r)
+            both = torch.cat([state, motion], 1)
+            gates = nnf.conv2d(both, _without_context(weight), None, padding=z.padding)
+            update, reset = (gates + share.gates).sigmoid().chunk(2, 1)
+            both = torch.cat([reset * state, motion], 1)
+            new = nnf.conv2d(both, _without_context(q.weight), None, padding=q.padding)
+            state = (1 - update) * state + update * (new + share.new).tanh()
         return state
+
+    def _directions(self) -> list[tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]]:
+        return [(self.convz1, self.convr1, self.convq1), (self.convz2, self.convr2, self.convq2)]
+
+
+def _joined(a: nn.Conv2d, b: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of two convolutions side by side."""
+    weight = torch.cat([a.weight, b.weight])
+    return weight, torch.cat([x.bias for x in (a, b) if x.bias is not None])
+
+
+def _without_context(weight: Tensor) -> Tensor:
+    return torch.cat([weight[:, :STATE], weight[:, 2 * STATE :]], 1)
 
 
 class _FlowHead(nn.Module):
@@ -134,20 +175,38 @@ class Raft(nn.Module):
 
     def forward(self, a_B3YX: Tensor, b_B3YX: Tensor) -> Tensor:
         """Flow (B, 2, Y, X) in pixels, x first."""
-        a, b = (2 * (image / BRIGHTEST) - 1 for image in (a_B3YX, b_B3YX))
-        first, second = self.fnet(torch.cat([a, b])).chunk(2)
+        first, second = self.features(torch.cat([a_B3YX, b_B3YX])).chunk(2)
+        return self.flow(a_B3YX, first, second)
+
+    def features(self, images_B3YX: Tensor) -> Tensor:
+        """What images are compared by (B, C, Y, X); of use for every pair that an image is in."""
+        return self.fnet(_centred(images_B3YX))
+
+    def flow(self, a_B3YX: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Flow (B, 2, Y, X) in pixels, x first, of images whose ``features`` are known.
+
+        Args:
+            a_B3YX: the first images.
+            first: their features.
+            second: those of the second images.
+        """
         rows, columns = first.shape[-2:]
-        pairs = correlations(first, second)
-        pyramid = Pyramid(pairs, rows, columns, levels=LEVELS, radius=RADIUS)
-        context = self.cnet(a)
-        state, given = context[:, :STATE].tanh(), nnf.relu(context[:, STATE:])
-        flow = a.new_zeros(len(a), 2, rows, columns)
+        context = self.cnet(_centred(a_B3YX))
         step = self.update_block
+        given = step.gru.given(nnf.relu(context[:, STATE:]))
+        state = context[:, :STATE].tanh()
+        pairs = correlations(first.flatten(2), second)
+        pyramid = Pyramid(pairs, rows, columns, levels=LEVELS, radius=RADIUS)
+        flow = first.new_zeros(len(first), 2, rows, columns)
         for _ in range(ITERATIONS):
             motion = step.encoder(flow, pyramid.around(flow))
-            state = step.gru(state, torch.cat([given, motion], 1))
+            state = step.gru(state, motion, given)
             flow = flow + step.flow_head(state)
         return _enlarged(flow, MASK_SCALE * step.mask(state))
+
+
+def _centred(images: Tensor) -> Tensor:
+    return 2 * (images / BRIGHTEST) - 1
 
 
 def _enlarged(flow_B2YX: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import ftfy
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -65,6 +64,8 @@ class Words:
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids (B, length), zeros behind the end; a longer text is cut before its end mark."""
+        import ftfy
+
         rows = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
             clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()

@@ -6,6 +6,7 @@ Both are built from the shapes of their weights. Dims: B films, F frames of a fi
 import math
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -65,9 +66,10 @@ class ViClip(nn.Module):
         patches = (patches + self.times[:, None]).transpose(1, 2).flatten(1, 2)
         cls = (self.cls + self.positions[0]).expand(films, 1, -1)
         x = self.norm_in(torch.cat([cls, patches], 1))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.project(self.norm_out(x[:, 0]))
+        return self.project(self.norm_out(cast(Block, last).first(x)[:, 0]))
 
 
 class Umt(nn.Module):

@@ -6,6 +6,7 @@ first, E width, Y X rows and columns of pixels.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -62,9 +63,10 @@ class VisionTransformer(nn.Module):
         cls = self.cls.expand(len(patches), 1, -1)
         x = torch.cat([cls, patches.flatten(2).transpose(1, 2)], 1)
         x = self.norm_in(x + self._positions(rows, columns))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.project(self.norm_out(x[:, 0]))
+        return self.project(self.norm_out(cast(Block, last).first(x)[:, 0]))
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         if (rows, columns) == (self.grid, self.grid):
