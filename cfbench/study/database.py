@@ -58,7 +58,9 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         db.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         return db
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # Checkpoints are the writer's own business, outside of its commits.
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0")
+    for pragma in pragmas:
         db.execute(f"PRAGMA {pragma}")
     db.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'log'").fetchone():
