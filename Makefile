@@ -16,10 +16,11 @@ BIN := .venv/bin
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 CORE := .venv/.installed-core-$(KEY)
 DEV := .venv/.installed-dev-$(KEY)
+STUDY := .venv/.installed-study-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme test lint golden parity format coverage preview clean
+.PHONY: help reproduce study readme test lint golden parity format coverage preview clean
 
 help:
 	@sed -n '/^# make/s/^# //p; /^##/s/^## /make /p' Makefile
@@ -29,6 +30,11 @@ reproduce: $(CORE)
 	@set -x; $(BIN)/cfbench run --systems $(SYSTEMS) --prompts $(PROMPTS) --seeds $(SEEDS) \
 	    --seconds $(SECONDS) --out '$(OUT)'; { code=$$?; set +x; } 2>/dev/null; \
 	case $$code in 0|3) echo "report page: $(abspath $(OUT))/index.html";; esac; exit $$code
+
+## study       a blind study of the films of make reproduce, at http://127.0.0.1:7860
+study: $(STUDY)
+	test -f out/study/design.json || $(BIN)/cfbench study build --out '$(OUT)' --study out/study
+	$(BIN)/cfbench study serve --study out/study
 
 ## readme      put picture and table of the last make reproduce into README.md
 readme: $(CORE)
@@ -113,6 +119,11 @@ endef
 
 $(CORE):
 	$(call INSTALL,.)
+	@touch $@
+
+# Beside whatever else is installed: it takes nothing away.
+$(STUDY): $(CORE)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[study]'
 	@touch $@
 
 $(DEV):

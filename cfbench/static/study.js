@@ -223,6 +223,7 @@
       film.src = side ? pair.right : pair.left;
       film.load();
     });
+    at("watched").textContent = "";
     last = performance.now();
     clearInterval(ticking);
     ticking = setInterval(tick, TICK_MS);

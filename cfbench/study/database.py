@@ -51,7 +51,10 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     A new database gets its tables. A read-only connection sees what was committed last.
     """
     if read_only:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        db = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None,
+            check_same_thread=False,
+        )  # fmt: skip
         db.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         return db
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

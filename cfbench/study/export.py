@@ -150,7 +150,8 @@ def export(folder: Path, to: Path) -> dict[str, Any]:
 def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows as CSV in which no text is a formula to a spreadsheet."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    # All texts are quoted: a lone carriage return would end a row otherwise.
+    writer = csv.DictWriter(text, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows([{name: harmless(row[name]) for name in columns} for row in rows])
     return text.getvalue().encode()

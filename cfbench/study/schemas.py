@@ -89,6 +89,12 @@ VOTE: Body = {
     "client": Text(64, default=""),
 }
 
+BODIES: Mapping[str, Body] = {
+    "vote": VOTE, "session": SESSION, "resume": RESUME, "block": NOTHING, "comment": COMMENT
+}  # fmt: skip
+"""By route, ``/api/<name>``."""
+REFUSALS = (404, 409, 413, 415, 422, 429)
+
 
 def checked(tree: Any, body: Body) -> dict[str, Any]:
     """The values of a JSON tree that is as ``body`` says, defaults filled in.
@@ -118,6 +124,26 @@ def described(body: Body) -> dict[str, Any]:
         "properties": {name: field.described() for name, field in body.items()},
         "required": [name for name, field in body.items() if field.default is None],
     }
+
+
+def openapi() -> dict[str, Any]:
+    """What the routes take and answer, as an OpenAPI document; it is not served."""
+    token = {"name": "x-study-token", "in": "header", "schema": {"type": "string"}}
+    answers = {str(status): {"description": "refused"} for status in REFUSALS}
+    paths = {
+        f"/api/{name}": {
+            "post": {
+                "parameters": [token],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": described(body)}},
+                },
+                "responses": {"200": {"description": "done"}, **answers},
+            }
+        }
+        for name, body in BODIES.items()
+    }
+    return {"openapi": "3.1.0", "info": {"title": "study", "version": "1"}, "paths": paths}
 
 
 def _is_unicode(text: str) -> bool:

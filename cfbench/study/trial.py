@@ -96,8 +96,10 @@ async def load(port: int, process: subprocess.Popen[bytes], raters: int) -> dict
         if status == 200:
             kept.append(Acknowledged(token, item, asked, answer, ""))
 
+    slowest: list[float] = []
     for burst in range(BURSTS):
         await asyncio.gather(*(one(person, burst) for person in people))
+        slowest.append(round(1000 * max(times[-raters:]), 1))
         await asyncio.sleep(PAUSE_S)
     for line in lines:
         line.close()
@@ -105,6 +107,8 @@ async def load(port: int, process: subprocess.Popen[bytes], raters: int) -> dict
     return {
         "raters": raters, "votes": len(times), "refused": len(times) - len(kept),
         "p50_ms": _rank(ranked, 0.5), "p99_ms": _rank(ranked, 0.99), "max_ms": _rank(ranked, 1.0),
+        "slowest_of_burst_ms": slowest,
+        "load_average": round(os.getloadavg()[0], 1),
         "kept": kept,
     }  # fmt: skip
 
@@ -145,6 +149,8 @@ async def hammer(
 
     tasks = [asyncio.create_task(one(index, *person)) for index, person in enumerate(people)]
     await asyncio.sleep(life_s)
+    while not kept and not all(task.done() for task in tasks):
+        await asyncio.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     await asyncio.gather(*tasks)
     return kept
