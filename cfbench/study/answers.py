@@ -48,7 +48,8 @@ class Exclusions:
 
     Attributes:
         raters: reasons by session; a rater with any is left out whole.
-        unwatched: main votes given without watching enough, of raters who stay.
+        unwatched: main votes given without watching enough, of raters who stay; whoever cannot
+            judge need not watch.
     """
 
     raters: Mapping[str, tuple[str, ...]]
@@ -164,7 +165,8 @@ def exclusions(answers: Answers) -> Exclusions:
         vote
         for vote in main_votes(answers.votes)
         if vote.session not in raters
-        and watched_share(answers.design, vote) < answers.design.exclusion.least_watched
+        and vote.answer != "cannot"
+        and not was_watched(answers.design, vote)
     )
     return Exclusions(raters=raters, unwatched=unwatched)
 
@@ -228,17 +230,19 @@ def repeats(votes: Iterable[Vote]) -> list[tuple[float, float]]:
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def watched_share(design: Design, vote: Vote) -> float:
-    """Share of the film that was seen, of the side that was seen less.
+def was_watched(design: Design, vote: Vote) -> bool:
+    """Whether enough of both films was seen, as the server asks for it before it takes a vote.
 
     Raises:
         CfError: the design does not describe the film.
     """
+    from cfbench.study.raters import SLACK_S
+
     name = design.pair(vote.of or vote.pair).ours
     if name not in design.media:
         raise CfError(f"the design has no film {name!r} of pair {vote.pair}")
-    medium = design.media[name]
-    return min(vote.watched_left_s, vote.watched_right_s) * medium.fps / medium.frames
+    least = design.exclusion.least_watched * design.media[name].frames / design.media[name].fps
+    return min(vote.watched_left_s, vote.watched_right_s) >= least - SLACK_S
 
 
 def _by_pair(votes: Iterable[Vote], value: Callable[[Vote], float]) -> list[float]:

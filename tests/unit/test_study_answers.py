@@ -11,7 +11,7 @@ from cfbench.study.answers import (
     outcome,
     rater_reasons,
     repeats,
-    watched_share,
+    was_watched,
 )
 from cfbench.study.tables import Exclusion
 from tests.helpers.raters import answers, design, session, simulate, vote, write_export
@@ -134,14 +134,21 @@ def test_exclusion_deletes_nothing_and_reports_what_it_left_out():
     assert len(lost) == 1 + sum(v.session == "r00" for v in made.votes)
 
 
+def test_whoever_cannot_judge_need_not_watch():
+    unseen = vote("r", "c0-p0", "cannot", watched_left_s=0.0)
+    assert exclusions(answers(PLAN, [unseen])).unwatched == ()
+    assert exclusions(answers(PLAN, [replace(unseen, answer="tie")])).unwatched != ()
+
+
 def test_a_session_without_a_vote_is_no_reason_to_fail():
     found = exclusions(answers(PLAN, [], ["r0"]))
     assert not found.raters
     assert session("r0").session == "r0"
 
 
-def test_watched_share_is_of_the_side_seen_less():
-    assert watched_share(PLAN, vote("r", "c0-p0", watched_right_s=45.0)) == 0.75
+@pytest.mark.parametrize(("seconds", "enough"), [(57.0, True), (56.95, True), (56.8, False)])
+def test_the_side_seen_less_decides_and_the_servers_slack_is_kept(seconds, enough):
+    assert was_watched(PLAN, vote("r", "c0-p0", watched_right_s=seconds)) is enough
 
 
 def test_repeats_compare_systems_and_not_sides():
