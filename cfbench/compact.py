@@ -88,10 +88,8 @@ def _write_parts(table: Any, out: Path, by: list[str]) -> None:
 
     old = set(out.rglob(PART))
     for values in table.select(by).group_by(by).aggregate([]).to_pylist():
-        keep = functools.reduce(
-            pc.and_,
-            (pc.equal(table[name], value) for name, value in values.items()),  # pyright: ignore[reportAttributeAccessIssue]
-        )
+        same = [pc.equal(table[name], value) for name, value in values.items()]  # pyright: ignore[reportAttributeAccessIssue]
+        keep = functools.reduce(pc.and_, same)  # pyright: ignore[reportAttributeAccessIssue]
         path = out.joinpath(*(f"{name}={values[name]}" for name in by), PART)
         _write(table.filter(keep).drop_columns(by), path)
         old.discard(path)

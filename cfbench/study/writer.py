@@ -171,22 +171,19 @@ class Writer:
         database.apply(self._db, numbered)
         return json.dumps(numbered, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
-    def _back_up_hourly(self) -> None:
-        while not self._stop.wait(BACKUP_EVERY_S):
-            try:
-                back_up(self.folder)
-            except (OSError, sqlite3.Error) as error:
-                # Votes go on: they are on disk twice, and the next hour tries again.
-                log.error("no copy of the votes was made: %s", error)
     def _keep_house(self) -> None:
         # A checkpoint inside a commit makes a burst wait for the disk; this one makes nobody wait.
         backed_up = time.monotonic()
         while not self._stop.wait(CHECKPOINT_EVERY_S):
-            with contextlib.closing(database.connect(self.folder / DATABASE)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            if time.monotonic() - backed_up >= BACKUP_EVERY_S:
-                backed_up = time.monotonic()
-                back_up(self.folder)
+            try:
+                with contextlib.closing(database.connect(self.folder / DATABASE)) as db:
+                    db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                if time.monotonic() - backed_up >= BACKUP_EVERY_S:
+                    backed_up = time.monotonic()
+                    back_up(self.folder)
+            except (OSError, sqlite3.Error) as error:
+                # Votes go on: they are on disk twice, and the next round tries again.
+                log.error("the votes' database was not tidied up or copied: %s", error)
 
 
 def back_up(folder: Path) -> Path:

@@ -110,10 +110,11 @@ def test_a_backup_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
     made._stop.set()
     made._threads[1].join()
     made._stop.clear()
+    monkeypatch.setattr(writer, "CHECKPOINT_EVERY_S", 0.0)
     monkeypatch.setattr(writer, "BACKUP_EVERY_S", 0.0)
     monkeypatch.setattr(writer, "back_up", fail)
     with caplog.at_level(logging.ERROR):
-        made._back_up_hourly()
+        made._keep_house()
     made.close()
     assert len(asked) == 2
     assert caplog.text.count("disk full") == 2
