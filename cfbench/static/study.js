@@ -50,6 +50,7 @@
     token = found.token ?? token;
     state = found.state;
     localStorage.setItem("study-token", token);
+    if (named()) localStorage.setItem("study-participant", named());
     if (location.hash !== `#${token}`) history.replaceState(null, "", `#${token}`);
   }
 
@@ -307,11 +308,14 @@
     go(state.items.findIndex((one) => !answered(one)));
   }
 
+  function named() {
+    const query = new URLSearchParams(location.search);
+    return (query.get("PROLIFIC_PID") ?? query.get("participant") ?? "").slice(0, 100);
+  }
+
   async function begin() {
     at("begin").disabled = true;
-    const query = new URLSearchParams(location.search);
-    const participant = (query.get("PROLIFIC_PID") ?? query.get("participant") ?? "").slice(0, 100);
-    try { keep(await call("session", { consent: true, participant })); start(); } catch (error) { fail(error); }
+    try { keep(await call("session", { consent: true, participant: named() })); start(); } catch (error) { fail(error); }
   }
 
   function key(event) {
@@ -378,7 +382,9 @@
       window.addEventListener("resize", () => location.reload(), { once: true });
       return;
     }
-    token = location.hash.slice(1) || localStorage.getItem("study-token") || "";
+    // Another participant at the same computer goes on with nobody else's session.
+    const same = !named() || named() === localStorage.getItem("study-participant");
+    token = location.hash.slice(1) || (same && localStorage.getItem("study-token")) || "";
     if (!token) { show("consent"); return; }
     try {
       keep(await call("resume", { token }));

@@ -30,6 +30,7 @@ BATCH = 512
 BACKUP_EVERY_S = 3600.0
 CHECKPOINT_EVERY_S = 60.0
 BACKUPS_KEPT = 48
+STOPPED = "the study has stopped; please tell whoever runs it"
 NOT_LOCAL = ("nfs", "cifs", "smb", "fuse.sshfs", "ceph", "lustre", "glusterfs", "9p", "overlay")
 
 
@@ -84,6 +85,7 @@ class Writer:
         self._seq = database.last_seq(self._db)
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._broken = False
         self._bind(design)
         self._threads = [
             threading.Thread(target=self._run, name="votes"),
@@ -104,8 +106,15 @@ class Writer:
             raise CfError(f"the votes in {self.folder} belong to another design; build a new study")
 
     def submit(self, operation: Operation, told: Told) -> None:
-        """Have an operation done; ``told`` is called on the writer's thread once it is on disk."""
-        self._queue.put(Waiting(operation, told))
+        """Have an operation done; ``told`` is called on the writer's thread once it is on disk.
+
+        After a fault that no operation should have, the writer takes nothing more: it says so at
+        once, instead of letting raters wait.
+        """
+        if self._broken:
+            told(None, RefusedError(STOPPED, 503))
+        else:
+            self._queue.put(Waiting(operation, told))
 
     def close(self) -> None:
         """Finish what waits, and give the folder back."""
@@ -118,6 +127,17 @@ class Writer:
         os.close(self._lock)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            self._broken = True
+            while not self._queue.empty():
+                waiting = self._queue.get()
+                if waiting is not None:
+                    waiting.told(None, RefusedError(STOPPED, 503))
+            raise
+
+    def _work(self) -> None:
         while True:
             first = self._queue.get()
             if first is None:
@@ -137,6 +157,17 @@ class Writer:
                 return
 
     def _do(self, batch: Sequence[Waiting]) -> None:
+        try:
+            outcomes = self._stored(batch)
+        except BaseException:
+            for waiting in batch:
+                waiting.told(None, RefusedError(STOPPED, 503))
+            raise
+        for told, result, failed in outcomes:
+            told(result, failed)
+
+    def _stored(self, batch: Sequence[Waiting]) -> list[tuple[Told, Any, Exception | None]]:
+        """What to tell whom, once a batch is on disk or has failed as a whole."""
         outcomes: list[tuple[Told, Any, Exception | None]] = []
         first_seq, size = self._seq, os.fstat(self._mirror).st_size
         try:
@@ -162,8 +193,7 @@ class Writer:
                     self._db.execute("ROLLBACK")
                 os.ftruncate(self._mirror, size)
             outcomes = [(waiting.told, None, error) for waiting in batch]
-        for told, result, failed in outcomes:
-            told(result, failed)
+        return outcomes
 
     def _store(self, event: Event) -> bytes:
         self._seq += 1

@@ -120,6 +120,23 @@ def test_a_backup_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("disk full") == 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_an_operation_leaves_nobody_waiting(tmp_path):
+    """The thread ends; whoever waits or comes later is told at once, and nothing is stored."""
+    made = writer.Writer(tmp_path / "votes", "design")
+    told: list[Any] = []
+
+    def ask(operation: Any) -> None:
+        made.submit(operation, lambda result, failed: told.append((result, failed)))
+
+    ask(lambda _: {}["missing"])
+    made._threads[0].join(timeout=10)
+    ask(lambda _: writer.Decision((), "done"))
+    made.close()
+    assert [failed.status for _, failed in told] == [503, 503]
+    assert len((tmp_path / "votes" / writer.MIRROR).read_bytes().splitlines()) == 1
+
+
 def test_a_backup_holds_what_the_database_holds(tmp_path):
     made = writer.Writer(tmp_path / "votes", "design")
     copy = writer.back_up(tmp_path / "votes")
