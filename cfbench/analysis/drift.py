@@ -209,7 +209,7 @@ def slope(times_W: Floats, values_W: Floats, settings: Settings, level: float = 
     """Least-squares slope with a percentile interval; no bounds below 5 windows.
 
     Example:
-        >>> slope(np.arange(4.0), np.arange(4.0) * 2, Settings()).value
+        >>> round(slope(np.arange(4.0), np.arange(4.0) * 2, Settings()).value, 6)
         2.0
 
     Source: residuals are resampled in circular blocks, as neighbouring windows are alike (Politis

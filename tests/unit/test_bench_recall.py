@@ -108,7 +108,7 @@ def test_an_answer_of_other_weights_is_asked_anew(forgetful: None, tmp_path: Pat
 
 def test_a_system_that_is_not_trained_is_refused(tmp_path: Path):
     with pytest.raises(CfError, match="not trained"):
-        recall.plan(["tiny/no-cdmd"], [1.0], 1)
+        recall.plan(["tiny/no-recycling"], [1.0], 1)
 
 
 def _answer(number: int, share: float | None, *, way: Any = "forced", **looks: Any) -> Answer:

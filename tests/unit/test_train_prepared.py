@@ -390,7 +390,7 @@ def test_films_become_weights_and_a_stopped_run_goes_on(command, tmp_path, monke
 def test_teacher_and_student_learn_from_films_and_prompts(command, films, tmp_path):
     (tmp_path / "p.txt").write_text("a red ball\na blue cube\n", encoding="utf-8")
     taken = ("--films", films, "--prompts", "p.txt", "--steps", 1, "--out", "out", "--json")
-    code, out, err = command("train", "chunk", "base", "teacher", "causal-init", "dmd", *taken)
+    code, out, err = command("train", "chunk", "base", "teacher", "context-init", "dmd", *taken)
     assert code == 0, err
     records = json.loads(out)
     assert set(records["teacher"]["evaluation"]) == {
@@ -462,7 +462,8 @@ def fitting(folder, **about):
         ),
         (
             lambda at: write(at / "films", [[42]] * 2, **fitting(at)),
-            "codec", "--films is for the stages chunk, base, causal-init, teacher; leave it out",
+            "codec",
+            "--films is for the stages chunk, base, causal-init, teacher, context-init; leave it out",
         ),
     ],
 )  # fmt: skip
