@@ -463,7 +463,7 @@ def fitting(folder, **about):
         (
             lambda at: write(at / "films", [[42]] * 2, **fitting(at)),
             "codec",
-            "--films is for the stages chunk, base, causal-init, teacher, context-init; leave it out",
+            "--films is for the stages chunk, base, causal-init, teacher, context-init; leave it",
         ),
     ],
 )  # fmt: skip
