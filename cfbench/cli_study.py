@@ -39,11 +39,14 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on", min=1, max=65535)] = 7860,
     page: Annotated[bool, typer.Option(help="the raters' page, not the routes alone")] = True,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="a proxy on this machine names the raters")
+    ] = False,
 ) -> None:
     """Shows the study to raters until it is stopped; start it again to go on."""
     from cfbench.study.serve import serve as run
 
-    run(study, host, port, with_page=page)
+    run(study, host, port, with_page=page, behind_proxy=behind_proxy)
 
 
 @app.command()

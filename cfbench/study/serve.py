@@ -40,7 +40,9 @@ def make_app(study: Study, *, with_page: bool = True) -> "FastAPI":
     return app
 
 
-def serve(folder: Path, host: str, port: int, *, with_page: bool = True) -> None:
+def serve(
+    folder: Path, host: str, port: int, *, with_page: bool = True, behind_proxy: bool = False
+) -> None:
     """Serve a study until it is stopped.
 
     Args:
@@ -48,6 +50,7 @@ def serve(folder: Path, host: str, port: int, *, with_page: bool = True) -> None
         host: address to listen on.
         port: to listen on.
         with_page: serve the raters' page, not the routes alone.
+        behind_proxy: take raters' addresses and the scheme from what a proxy on this machine says.
 
     Raises:
         CfError: design or films have changed, or the votes cannot be written.
@@ -58,5 +61,6 @@ def serve(folder: Path, host: str, port: int, *, with_page: bool = True) -> None
     log.info("study at http://%s:%d", host, port)
     uvicorn.run(
         Guard(app), host=host, port=port, log_level="warning", access_log=False,
-        server_header=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG, proxy_headers=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG,
+        proxy_headers=behind_proxy,
     )  # fmt: skip

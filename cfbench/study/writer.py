@@ -187,11 +187,11 @@ class Writer:
         except (OSError, sqlite3.Error) as error:
             log.error("votes could not be stored: %s", error)
             self._seq = first_seq
-            # After a failed COMMIT the lines are no votes; nobody was told that they are.
-            with contextlib.suppress(OSError, sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                os.ftruncate(self._mirror, size)
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            # After a failed COMMIT the lines are no votes; nobody was told that they are. If they
+            # cannot be taken back, the writer ends: the next start folds them in.
+            os.ftruncate(self._mirror, size)
             outcomes = [(waiting.told, None, error) for waiting in batch]
         return outcomes
 
