@@ -154,7 +154,7 @@ def _round(
         store.root, "--engine", "ray", "--address", address, "--workers", str(NODES),
         "--attempts", str(TRIES),
     )  # fmt: skip
-    driver = subprocess.Popen(command)
+    driver = subprocess.Popen(command, stdout=sys.stderr)
     try:
         _wait_for_records(store, after, driver)
         if kill_node is not None:
@@ -180,7 +180,7 @@ def _wait_for_records(store: LocalStore, count: int, driver: "subprocess.Popen[b
 
 
 def _run(command: Sequence[str]) -> None:
-    code = subprocess.run(command, check=False, timeout=ROUND_S).returncode
+    code = subprocess.run(command, check=False, timeout=ROUND_S, stdout=sys.stderr).returncode
     if code:
         raise CfError(f"{' '.join(command[2:4])} ended with exit code {code}")
 
