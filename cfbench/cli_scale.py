@@ -70,10 +70,8 @@ def plan_paper(
     """What all of the paper's tables cost; slow workers and failures are simulated."""
     from cfbench import cost
 
-    if not all(part.strip().isdigit() for part in gpus.split(",")):
-        raise CfError(f"--gpus {gpus!r}: expected numbers, as in 8,64,512")
     machines = cost.Machines(mtbf_h=mtbf_h, slow_share=slow_share, slow_factor=slow_factor)
-    counts = [int(part) for part in gpus.split(",")]
+    counts = _numbers("--gpus", gpus)
     say(cost.worked_paper(cost.rates(speed, rate or []), counts, machines, seed=seed), as_json)
 
 
@@ -112,12 +110,17 @@ def speed_scale(
     from cfbench.scale import speed_scale as measure
     from cfbench.store import write_atomic
 
-    if not all(part.strip().isdigit() for part in sizes.split(",")):
-        raise CfError(f"--sizes {sizes!r}: expected numbers, as in 10000,100000")
-    found = measure([int(part) for part in sizes.split(",")], scratch)
+    found = measure(_numbers("--sizes", sizes), scratch)
     found = {f"n{size}": steps for size, steps in found.items()}
     write_atomic(to, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
     say(found, as_json)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise CfError(f"{option} {text!r}: expected whole numbers, as in 8,64")
+    return [int(part) for part in parts]
 
 
 def trial_faults(

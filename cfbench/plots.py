@@ -318,6 +318,21 @@ def dimension_map(out: Path, found: Summaries, labels: Mapping[str, str]) -> Non
         canvas.colorbar(image, ax=axes, label="normalised, x100", pad=0.01, fraction=0.03)
 
 
+def whisker(axes: "Axes", place: float, mean: Interval, colour: str, *, zorder: float = 2) -> None:
+    """The bar of an interval, in hundredths, on a line of a forest; nothing without bounds."""
+    if mean.low is not None and mean.high is not None:
+        ends = [100 * mean.low, 100 * mean.high]
+        axes.plot(ends, [place, place], color=colour, lw=1.6, zorder=zorder)
+
+
+def beside(axes: "Axes", place: float, text: str) -> None:
+    """A small text right of a line of a forest."""
+    axes.annotate(
+        text, (1.01, place), xycoords=("axes fraction", "data"), fontsize=8, va="center",
+        color="#505050",
+    )  # fmt: skip
+
+
 def forest(out: Path, rows: Sequence[Difference]) -> None:
     """Paired differences of Total, ours minus each system, with 95 % intervals."""
     drawn = [row for row in rows if row.paired.mean.value is not None]
@@ -330,18 +345,10 @@ def forest(out: Path, rows: Sequence[Difference]) -> None:
             mean = row.paired.mean
             clear = mean.low is not None and mean.high is not None and mean.low * mean.high > 0
             colour = INK if row.system in REFERENCES else (BLUE if clear else "#808080")
-            if mean.low is not None and mean.high is not None:
-                axes.plot([100 * mean.low, 100 * mean.high], [place, place], color=colour, lw=1.6)
+            whisker(axes, place, mean, colour)
             axes.plot(100 * (mean.value or 0), place, "s", color=colour, ms=5)
             p = "" if row.p_holm is None else f"   p = {row.p_holm:.3f}"
-            axes.annotate(
-                f"n = {row.paired.scored}/{row.paired.expected}{p}",
-                (1.01, place),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-                va="center",
-                color="#505050",
-            )
+            beside(axes, place, f"n = {row.paired.scored}/{row.paired.expected}{p}")
         axes.set_yticks(range(len(drawn)), [row.label for row in drawn])
         axes.set_ylim(len(drawn) - 0.4, -0.6)
         axes.set_xlabel(

@@ -189,14 +189,10 @@ def score_films(
     from cfbench.progress import Reporter
     from cfbench.score import score as measure
 
-    if workers < 0:
-        raise CfError(f"--workers {workers}: expected 0 (choose) or more")
-    count = workers or os.cpu_count() or 1
-    if engine.name == "ray":
-        count = len(staff_of(engine, "cpu", workers)[0])
+    found, engine = staff_of(engine, "cpu", workers)
     with Reporter() as reporter:
         outcome = measure(
-            out, suite, workers=count, reporter=reporter, features=features, engine=engine
+            out, suite, workers=len(found), reporter=reporter, features=features, engine=engine
         )
     return _told(outcome), outcome.failed
 

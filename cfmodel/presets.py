@@ -159,14 +159,9 @@ def ablations(base: Experiment) -> list[Experiment]:
     ]
 
 
-def local(base: Experiment) -> Experiment:
-    """The base with weights of stage 1, where there are such."""
-    return dataclasses.replace(base, weights=LOCAL.get(base.family, base.weights))
-
-
-def streamed(base: Experiment) -> Experiment:
-    """The base with weights of streaming training, where there are such."""
-    return dataclasses.replace(base, weights=STREAMED.get(base.family, base.weights))
+def on(base: Experiment, weights: Mapping[Family, str]) -> Experiment:
+    """The base on the weights of its family, ``LOCAL`` or ``STREAMED``, where there are such."""
+    return dataclasses.replace(base, weights=weights.get(base.family, base.weights))
 
 
 def baseline(base: Experiment, name: str, label: str, **memory: object) -> Experiment:
@@ -197,7 +192,7 @@ def other_samplers(base: Experiment) -> list[Experiment]:
     Source: Rolling Forcing (a1477d0) and CausVid (ca21150), whose steps 1000, 757 and 522 are the
     whole timesteps nearest to 1, 0.28 and 0.12 under shift 8.
     """
-    base = local(base)
+    base = on(base, LOCAL)
     rolling = baseline(
         base,
         "rolling-forcing",
@@ -223,7 +218,7 @@ def baselines(base: Experiment) -> list[Experiment]:
 
     On weights of stage 1, where their own training ends, and LongLive's on weights of its own.
     """
-    tuned, base = streamed(base), local(base)
+    tuned, base = on(base, STREAMED), on(base, LOCAL)
     plain = {"sink": 0, "slow": 0, "fast": 21, "positions": "absolute"}
     longlive = {"sink": 3, "slow": 0, "positions": "absolute"}
     infinity = {"sink": 1, "slow": 0, "fast": 5, "positions": "window"}

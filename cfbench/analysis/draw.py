@@ -19,8 +19,10 @@ from cfbench.plots import (
     PURPLE,
     SKY,
     VERMILION,
+    beside,
     counted,
     figure,
+    whisker,
 )
 from cfbench.plots import DASHES as REFERENCES
 from cfbench.stats import Interval
@@ -194,18 +196,10 @@ def compare_forest(out: Path, found: Comparison, labels: tuple[str, str]) -> Non
             value = 100 * (mean.value or 0.0)
             sure = mean.low is not None and mean.high is not None and mean.low * mean.high > 0
             colour = (A if value > 0 else B) if sure else "#808080"
-            if mean.low is not None and mean.high is not None:
-                axes.plot([100 * mean.low, 100 * mean.high], [place, place], color=colour, lw=1.6)
+            whisker(axes, place, mean, colour)
             marker = "D" if row.name == "total" else "o"
             axes.plot(value, place, marker, color=colour, ms=6 if row.name == "total" else 5)
-            axes.annotate(
-                f"{row.paired.scored}/{row.paired.expected}",
-                (1.01, place),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-                va="center",
-                color="#505050",
-            )
+            beside(axes, place, f"{row.paired.scored}/{row.paired.expected}")
         axes.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfbench.plots import BLUE, GREY, INK, VERMILION, figure
+from cfbench.plots import BLUE, GREY, INK, VERMILION, beside, figure, whisker
 from cfbench.stats import Interval
 from cfbench.study.findings import Findings
 from cfbench.study.preference import Preference
@@ -123,8 +123,7 @@ def _mark(axes: "Axes", place: int, mean: Interval, name: str | None) -> None:
     if mean.value is None:
         return
     height = place - 0.12
-    if mean.low is not None and mean.high is not None:
-        axes.plot([100 * mean.low, 100 * mean.high], [height] * 2, color=INK, lw=1.6, zorder=5)
+    whisker(axes, height, mean, INK, zorder=5)
     axes.plot(
         100 * mean.value, height, "D", color="white", mec=INK, ms=5, zorder=6, label=name, ls=""
     )
@@ -156,7 +155,7 @@ def forest(
         for index, (name, found) in enumerate(sets.items()):
             by_cell = {(row.comparison, row.question): row for row in found.preferences}
             for place, row in enumerate(rows):
-                _whisker(axes, place + 0.24 * index, by_cell[row.comparison, row.question], index,
+                _rate(axes, place + 0.24 * index, by_cell[row.comparison, row.question], index,
                          name if place == 0 else None)  # fmt: skip
         for place, row in enumerate(rows):
             if baselines[row.comparison] in paper:
@@ -166,10 +165,7 @@ def forest(
                     label="paper, as printed, over its three questions" if place == 0 else None,
                 )  # fmt: skip
             p = "" if row.p_holm is None else f"  p = {row.p_holm:.3f}"
-            axes.annotate(
-                f"n = {row.n}{p}", (1.01, place), xycoords=("axes fraction", "data"), fontsize=8,
-                va="center", color="#505050",
-            )  # fmt: skip
+            beside(axes, place, f"n = {row.n}{p}")
         names = [f"{labels[baselines[row.comparison]]}: {row.question}" for row in rows]
         axes.axvline(50, color=INK, lw=1, ls="--")
         axes.set_yticks(range(len(rows)), names)
@@ -184,13 +180,12 @@ def forest(
     return True
 
 
-def _whisker(axes: "Axes", place: float, row: Preference, index: int, name: str | None) -> None:
+def _rate(axes: "Axes", place: float, row: Preference, index: int, name: str | None) -> None:
     mean = row.rate.mean
     if mean.value is None:
         return
     colour = GREY if index else BLUE
-    if mean.low is not None and mean.high is not None:
-        axes.plot([100 * mean.low, 100 * mean.high], [place] * 2, color=colour, lw=1.6)
+    whisker(axes, place, mean, colour)
     axes.plot(
         100 * mean.value, place, "s", color=colour, ms=5 if not index else 4, label=name, ls=""
     )

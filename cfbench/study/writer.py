@@ -102,6 +102,7 @@ class Writer:
             )
         elif bound != design:
             self._db.close()
+            os.close(self._mirror)
             os.close(self._lock)
             raise CfError(f"the votes in {self.folder} belong to another design; build a new study")
 

@@ -88,6 +88,11 @@ def _noise(x0: Tensor, chunk: int, shift: float, draws: Draws) -> Units:
     return {"eps": eps, "sigma": sigma_BG.repeat_interleave(chunk, 1)}
 
 
+def begins(valid_BF: Tensor) -> Tensor:
+    """Which context clips have a film's beginning for their target: nothing is before it (B,)."""
+    return ~valid_BF[:, :CONTEXT].any(1)
+
+
 class MemoryForcing:
     """Every chunk of a target is denoised given what a student's memory would show it.
 
@@ -197,8 +202,7 @@ class MemoryForcing:
         near = (place == 0) | (place == place[:, None] - 1)
         beginning = itself | (earlier & near & (place >= 0) & ~long[:, None])
         here = valid_BF[:, frames]
-        opening = ~valid_BF[:, :CONTEXT].any(1)
-        seen = torch.where(opening[:, None, None], beginning, memory) & here[:, None]
+        seen = torch.where(begins(valid_BF)[:, None, None], beginning, memory) & here[:, None]
         # What is not there sees itself, since a row of a softmax must see something.
         return seen | torch.eye(len(frames), dtype=torch.bool, device=device)
 
@@ -215,5 +219,5 @@ class MemoryForcing:
             "clean": clean,
             "text": each[:, self._shown.to(device)],
             "allowed": self.allowed(valid),
-            "positions": self.positions(~valid[:, :CONTEXT].any(1)),
+            "positions": self.positions(begins(valid)),
         }

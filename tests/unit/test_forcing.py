@@ -10,7 +10,7 @@ from cfmodel.memory.positions import place
 from cfmodel.train.data import CONTEXT, LOCAL, SINK, SLOW, TARGET
 from cfmodel.train.draws import Draws
 from cfmodel.train.flow_stages import FlowStage
-from cfmodel.train.forcing import MemoryForcing
+from cfmodel.train.forcing import MemoryForcing, begins
 from cfmodel.train.pool import ClipPool
 from tests.helpers.nano import NANO, nano_model
 from tests.helpers.stages import CPU, EMPTY, clips
@@ -41,7 +41,7 @@ def seen(row: int, allowed: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize("slow", [0, 1, 5, SLOW])
 def test_a_chunk_stands_where_the_memory_puts_it(slow: int):
     valid = batch_of(slow)
-    positions = objective().positions(~valid[:, :CONTEXT].any(1))[0]
+    positions = objective().positions(begins(valid))[0]
     allowed = objective().allowed(valid)
     sink, others = tuple(range(SINK)), tuple(range(100, 100 + slow + CHUNK))
     expected = place(
