@@ -27,6 +27,7 @@ SYSTEMS: Mapping[str, str] = {
     "no-sink": "w/o sink",
     "surprisal-1": "Surprisal, every chunk",
     "tau-0.90": "tau = 0.90",
+    "tau-0.95": "tau = 0.95",
     "contiguous-teacher": "Teacher context: contiguous",
     "memory-teacher": "Teacher context: memory",
     "no-recycling": "w/o error recycling",

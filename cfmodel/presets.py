@@ -31,6 +31,7 @@ STREAMED: Mapping[Family, str] = {"tiny": TINY_STREAMED}
 NANO_RANDOM = "nano-random"
 WAN_STUDENT = "context-forcing"
 FEWER_SLOW = (2, 4, 8)
+TAUS = (0.9, 0.95)
 WIDER_WINDOWS: Mapping[str, int] = {"3.75": 12, "5.25": 18, "6": 21, "9": 33, "12": 45}
 """Windows by the seconds that sink and window span together: arXiv:2602.06028, figure 1."""
 
@@ -65,7 +66,7 @@ def ours(family: Family) -> Experiment:
                 model=ModelConfig(
                     layers=6, width=192, heads=4, ffn=640, text_width=128, text_tokens=16
                 ),
-                memory=MemoryConfig(decision="shared", tau=0.998),
+                memory=MemoryConfig(decision="shared", tau=0.995),
                 sample=SampleConfig(shift=2.0),
                 train=TrainConfig(context="memory"),
                 codec=CodecConfig(
@@ -131,7 +132,11 @@ def ablations(base: Experiment) -> list[Experiment]:
             name="surprisal-1",
             label="Surprisal, every chunk",
         ),
-        vary(base, "memory.tau", 0.9, name="tau-0.90", label="tau = 0.90"),
+        *(
+            vary(base, "memory.tau", tau, name=f"tau-{tau:.2f}", label=f"tau = {tau:.2f}")
+            for tau in TAUS
+            if tau != base.memory.tau
+        ),
         vary(
             base,
             "train.context",

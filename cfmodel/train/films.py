@@ -30,7 +30,8 @@ class Film(NamedTuple):
     ``target`` (B, 21, C, X, Y) carries gradients where the student made it with them; ``context``
     (B, 21, C, X, Y), if any, comes before it. ``text`` has one entry a chunk (B, 7 or 14, S, E).
     Where the context is what the memory holds, ``valid`` (B, 42) says which latents there are, and
-    ``text`` has one entry a latent (B, 42, S, E).
+    ``text`` has one entry a latent (B, 42, S, E). ``opening`` says that the target is the films'
+    beginning, so that the context is empty.
 
     Where films are replayed, ``target`` carries no gradients. Instead ``terms`` takes what the
     gradient of the target is to be (B, 21, C, X, Y) and gives, one after the other, losses whose
@@ -42,6 +43,7 @@ class Film(NamedTuple):
     context: Tensor | None = None
     valid: Tensor | None = None
     terms: Callable[[Tensor], Iterator[Tensor]] | None = None
+    opening: bool = False
 
 
 class Films(Protocol):
@@ -83,6 +85,8 @@ class Rollout:
         history: share of the targets that lie in films which begin with rendered latents instead
             of the student's own: of what its openings seldom show, memory has something to tell.
         after: latents that these films go on for, 21 or more; the first are told the most.
+        opening: share of the targets that begin a film which ends with them, beside the beginnings
+            of films that go on; for the context ``memory``.
         replay: make what carries gradients a second time, chunk by chunk, once the film is scored:
             two passes more a chunk for a fraction of the memory. See ``cfmodel.train.replay``.
 
@@ -100,6 +104,7 @@ class Rollout:
     stream: int = 0
     history: float = 0.0
     after: int = TARGET
+    opening: float = 0.0
     replay: bool = False
 
     def length(self, progress: float, u: float) -> int:
@@ -295,7 +300,7 @@ def scored(
             tail = torch.arange(start, total, device=film.device).expand(len(film), -1)
             every = torch.cat([frames, tail], 1)
             seen = torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], 1)
-            return Film(film[:, start:], text[rows, every // 3], before, seen)
+            return Film(film[:, start:], text[rows, every // 3], before, seen, opening=not start)
 
 
 def _as_opening(film: Tensor, start: int, reencode: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -410,6 +415,8 @@ class ContextStream(_InWork):
         if rollout.context == "none":
             raise ValueError("the teacher has to see something: context memory or contiguous")
         self.before = 0 if rollout.context == "memory" else CONTEXT
+        if rollout.opening and self.before:
+            raise ValueError("a film's opening is no target where 21 latents must come before one")
         if rollout.stream < self.before + TARGET:
             raise ValueError(
                 f"films of {rollout.stream} latents leave no room for {self.before} before a "
@@ -452,21 +459,27 @@ class ContextStream(_InWork):
 
     def _start(self, net: Any) -> None:
         """New films, with what comes before their first target."""
-        given = self.histories if self.rollout.history else None
-        if given and float(torch.rand((), generator=self.choice)) < self._taken_up():
-            self._take_up(net, given)
+        plan = self.rollout
+        shares = torch.tensor(self.kinds())
+        kind = 2  # without a draw where there is one kind alone
+        if plan.history or plan.opening:
+            kind = int(torch.multinomial(shares, 1, generator=self.choice))
+        if kind == 0 and self.histories is not None:
+            self._take_up(net, self.histories)
             return
         self._begin()
-        self._end = self.rollout.stream
+        self._end = TARGET if kind == 1 else plan.stream
         if self.before:
             self._go_on(net, self._words(net, self.before))
 
-    def _taken_up(self) -> float:
-        """Share of the films that begin with histories, by the share of targets wanted of them."""
+    def kinds(self) -> tuple[float, float, float]:
+        """How often films begin with histories, end with their opening, or are neither.
+
+        In proportion; by the shares of targets wanted of them.
+        """
         plan = self.rollout
-        given = plan.history / (plan.after // TARGET)
-        own = (1 - plan.history) / ((plan.stream - self.before) // TARGET)
-        return given / (given + own)
+        whole = (1 - plan.history - plan.opening) / ((plan.stream - self.before) // TARGET)
+        return plan.history / (plan.after // TARGET), plan.opening, whole
 
     def _take_up(self, net: Any, histories: Histories) -> None:
         """New films that begin with histories."""

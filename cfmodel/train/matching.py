@@ -47,6 +47,7 @@ class Matching:
 
     Args:
         guidance: weight w of ``cond + w (cond - uncond)`` of the teacher; both see the context.
+        opening_guidance: the same where beginnings of films have a teacher of their own.
         negative: text of the latter; the release gives Wan's list of flaws in English here.
         shift: flow shift of the noise levels at which films are scored.
         lr: of the student.
@@ -66,6 +67,7 @@ class Matching:
     guidance: float
     shift: float
     lr: float
+    opening_guidance: float = 0.0
     negative: str = ""
     critic_lr: float
     betas: tuple[float, float] = (0.0, 0.99)
@@ -102,6 +104,7 @@ class MatchingStage:
         numbers: see ``Matching``.
         student: weights to begin with.
         teacher: weights of the teacher, and of the critic to begin with.
+        opener: weights of another teacher, without context, for targets that begin a film.
         compiled: compile the blocks.
         recorded: replay passes that carry no gradient to the student as CUDA graphs.
         decode: pixels (B, R, 3, Y, X) of latents, for samples.
@@ -123,6 +126,7 @@ class MatchingStage:
         *,
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
+        opener: Mapping[str, Tensor] | None = None,
         compiled: bool = False,
         recorded: bool = False,
         decode: Callable[[Tensor], Tensor] | None = None,
@@ -149,9 +153,8 @@ class MatchingStage:
         )  # fmt: skip
         # Its weights carry no gradient because it runs without one; asking for none as well would
         # make it another program to the compiler than the critic.
-        self.teacher = self._net(teacher)
-        if n.half_teacher:
-            self.teacher.to(torch.bfloat16)
+        self.teacher = self._teacher(teacher)
+        self.opener = None if opener is None else self._teacher(opener)
         self.draws = Draws(device, seed)
         self._recorded = recorded
         self._judge = Recorded(self._direction, active=recorded)
@@ -167,6 +170,10 @@ class MatchingStage:
         if self._compiled:
             net.compile_parts()
         return net
+
+    def _teacher(self, state: Mapping[str, Tensor]) -> VideoTransformer:
+        net = self._net(state)
+        return net.to(torch.bfloat16) if self.numbers.half_teacher else net
 
     def begin(self) -> None:
         """Nothing to fill."""
@@ -224,16 +231,20 @@ class MatchingStage:
     @torch.no_grad()
     def _direction(self, film: Film, xt: Tensor, sigma_B: Tensor) -> Tensor:
         """Where the student's latents should not go, by critic and teacher."""
-        sigma = per_frame(sigma_B[:, None])
+        sigma, numbers = per_frame(sigma_B[:, None]), self.numbers
 
-        def clean(net: Any, text: Tensor) -> Tensor:
+        def clean(net: Any, film: Film, text: Tensor) -> Tensor:
             return xt - sigma * score(net, film, xt, sigma_B, text)
 
-        empty = self.empty_SE.expand_as(film.text)
-        with self._mixed(self.device.type == "cuda" or self.numbers.half_teacher):
-            cond, uncond = clean(self.teacher, film.text), clean(self.teacher, empty)
-        real = guided(cond, uncond, self.numbers.guidance)
-        return dmd_gradient(film.target, clean(self.critic.module, film.text), real)
+        teacher, seen, guidance = self.teacher, film, numbers.guidance
+        if film.opening and self.opener is not None:
+            teacher, guidance = self.opener, numbers.opening_guidance
+            seen = Film(film.target, film.text[:, -film.target.shape[1] :])
+        empty = self.empty_SE.expand_as(seen.text)
+        with self._mixed(self.device.type == "cuda" or numbers.half_teacher):
+            cond, uncond = clean(teacher, seen, seen.text), clean(teacher, seen, empty)
+        real = guided(cond, uncond, guidance)
+        return dmd_gradient(film.target, clean(self.critic.module, film, film.text), real)
 
     def _miss(self, film: Film, xt: Tensor, sigma_B: Tensor, eps: Tensor) -> Tensor:
         v = score(self.critic.module, film, xt, sigma_B, film.text)

@@ -24,7 +24,7 @@ from cfmodel.train.draws import Draws
 from cfmodel.train.films import FreshFilms, Rollout
 from cfmodel.train.matching import Clock, MatchingStage
 from cfmodel.train.roller import Roller
-from cfmodel.train.stages import NUMBERS
+from cfmodel.train.stages import NUMBERS, told
 from cfmodel.train.state import local_rows
 from cfmodel.train.texts import Held, Texts
 
@@ -79,7 +79,7 @@ def rollout_of(experiment: Experiment, trial: Trial) -> Rollout:
     numbers = NUMBERS[experiment.family]
     plan = numbers.local
     if trial.stage == "cdmd":
-        plan = replace(numbers.contextual, context=experiment.train.context)
+        plan = told(numbers.contextual, experiment.train.context)
     latents = (plan.stream or plan.longest) if trial.latents is None else trial.latents
     if latents % experiment.geometry.chunk:
         raise ValueError(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cfmodel.config import Experiment, Family
+from cfmodel.config import Experiment, Family, TeacherContext
 from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import SCRIPT_CHUNKS, TARGET
 from cfmodel.train.draws import Draws
@@ -70,7 +70,8 @@ class Flow:
 class Numbers:
     """Numbers of a family's stages that only training needs.
 
-    ``first`` is the stage whose student stage 1 begins from.
+    ``first`` is the stage whose student stage 1 begins from; ``opener`` the one whose network
+    judges films' beginnings in stage 2, where the context teacher has no context.
 
     Source: for ``wan-1.3b`` arXiv:2602.06028 sections 5-7 and its release; for ``tiny`` searched,
     see docs/LOG.md.
@@ -84,6 +85,7 @@ class Numbers:
     recycling: Recycling
     films: int
     first: Literal["causal-init", "context-init"]
+    opener: Literal["base"] | None = None
     dmd: Matching
     cdmd: Matching
     local: Rollout
@@ -101,10 +103,13 @@ _SMALL_NUMBERS = Numbers(
     recycling=Recycling(bins=20, entries=64),
     films=192,
     first="context-init",
+    opener="base",
     dmd=_SMALL,
-    cdmd=replace(_SMALL, guidance=1.0),
+    cdmd=replace(_SMALL, guidance=1.0, opening_guidance=1.5),
     local=Rollout(midway=0.7),
-    contextual=Rollout(stream=4 * TARGET, context="memory", history=0.25, after=2 * TARGET),
+    contextual=Rollout(
+        stream=4 * TARGET, context="memory", history=0.25, after=2 * TARGET, opening=0.25
+    ),
     streaming=Rollout(stream=240),
 )  # fmt: skip
 _RELEASED = Matching(
@@ -207,6 +212,11 @@ def _teacher(experiment: Experiment, use: Resources, shared: Shared) -> Strategy
     return _flow("teacher", objective, numbers, experiment, use, shared)
 
 
+def told(plan: Rollout, context: TeacherContext) -> Rollout:
+    """The plan under a teacher that sees another context; only one can judge openings alone."""
+    return replace(plan, context=context, opening=plan.opening if context == "memory" else 0.0)
+
+
 def _matching(
     name: Stage, experiment: Experiment, use: Resources, shared: Shared,
     *, student: str, teacher: str,
@@ -217,15 +227,15 @@ def _matching(
     matching = numbers.cdmd if name == "cdmd" else numbers.dmd
     plan = {"dmd": numbers.local, "cdmd": numbers.contextual, "streaming": numbers.streaming}[name]
     if name == "cdmd":
-        plan = replace(plan, context=experiment.train.context)
+        plan = told(plan, experiment.train.context)
     length = plan.stream // 3 or (SCRIPT_CHUNKS if plan.midway else plan.longest // 3)
     texts = texts_of(length, experiment, use, shared)
     films: Films
     if plan.stream and plan.context != "none":
         given = None
         if plan.history:
-            told = (HISTORY + plan.after) // experiment.geometry.chunk
-            given = histories_of(HISTORY, told, experiment, use, shared)
+            count = (HISTORY + plan.after) // experiment.geometry.chunk
+            given = histories_of(HISTORY, count, experiment, use, shared)
             plan = plan if given else replace(plan, history=0.0)
         films = ContextStream(roller, texts, plan, reencode=frozen.reencode, histories=given)
     else:
@@ -235,9 +245,11 @@ def _matching(
         matching = replace(matching, lr=use.lr)
     if use.guidance is not None:
         matching = replace(matching, guidance=use.guidance)
+    opener = numbers.opener if plan.context == "memory" else None
     return MatchingStage(
         name, experiment, use.device, films, frozen.embed([matching.negative])[0], matching,
         student=use.weights(student).tensors, teacher=use.weights(teacher).tensors,
+        opener=use.weights(opener).tensors if opener else None,
         compiled=use.compiled, recorded=use.recorded, decode=frozen.decode,
     )  # fmt: skip
 

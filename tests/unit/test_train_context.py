@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -730,20 +731,35 @@ def test_films_may_begin_with_what_the_student_did_not_make():
     assert given.calls == 2 * ["fill", "refill", "read"]
 
 
-@pytest.mark.parametrize("history", [0.0, 0.5])
-def test_share_of_targets_behind_histories(history):
-    roller = _roller()
-    given = Beginnings(roller.batch)
-    plan = Rollout(stream=84, context="memory", history=history)
-    films = ContextStream(roller, _texts(chunks=28), plan, histories=given)
-    own = 84 // TARGET
-    share = films._taken_up()
-    assert share / (share + own * (1 - share)) == pytest.approx(history)
-    if not history:
-        films.make(nano_model(), 0.0, grad=False)
-        assert given.calls == []
+@pytest.mark.parametrize(("history", "opening"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.6), (0.3, 0.3)])
+def test_shares_of_targets(history, opening):
+    """How often a film is of a kind, times its targets, is the share of targets wanted."""
+    given, texts = Beginnings(2), _texts(chunks=28)
+    plan = Rollout(stream=84, context="memory", history=history, opening=opening, after=2 * TARGET)
+    kinds = ContextStream(_roller(), texts, plan, histories=given).kinds()
+    targets = [often * count for often, count in zip(kinds, (2, 1, 4), strict=True)]
+    assert targets == pytest.approx([history, opening, 1 - history - opening])
+
+
+def test_films_end_with_their_opening_or_go_on():
+    roller, texts = _roller(batch=1), _texts(chunks=28)
+    plan = Rollout(stream=63, context="memory", opening=0.5)
+    films, net = ContextStream(roller, texts, plan), nano_model()
+    first = [films.make(net, 0.0, grad=False).opening for _ in range(24)]
+    starts = [k for k, opening in enumerate(first) if opening]
+    lengths = {b - a for a, b in itertools.pairwise(starts)}
+    assert lengths == {1, 3}
+
+
+def test_shares_that_cannot_be_had_are_refused():
     with pytest.raises(ValueError, match="none are given"):
-        ContextStream(roller, _texts(chunks=28), dataclasses.replace(plan, history=0.5))
+        ContextStream(
+            _roller(), _texts(chunks=28), Rollout(stream=84, context="memory", history=0.5)
+        )
+    with pytest.raises(ValueError, match="no target"):
+        ContextStream(
+            _roller(), _texts(chunks=28), Rollout(stream=84, context="contiguous", opening=0.5)
+        )
 
 
 def test_something_comes_back_after_a_rendered_beginning():
@@ -866,6 +882,26 @@ def test_stage_updates_student_and_critic_and_leaves_the_teacher(large):
     name = "head.linear.weight"
     assert not torch.equal(stage.student.module.state_dict()[name], weights[name])
     assert stage.evaluate()["latents_generated"] == 4 * 2 * 30
+
+
+@pytest.mark.parametrize("spoilt", ["teacher", "opener"])
+def test_openings_and_no_other_targets_have_a_judge_of_their_own(spoilt):
+    """A judge that knows nothing gives no direction: where it was asked, that is zero."""
+    weights = VideoTransformer(MODEL, NANO.geometry).state_dict()
+    plan = Rollout(stream=63, context="memory")
+    films = ContextStream(_roller(), _texts(chunks=21), plan)
+    stage = MatchingStage(
+        "cdmd", NANO, CPU, films, torch.zeros(MODEL.text_tokens, MODEL.text_width),
+        Matching(guidance=1.0, opening_guidance=2.0, shift=1.0, lr=1e-3, critic_lr=1e-3),
+        student=weights, teacher=weights, opener=weights,
+    )  # fmt: skip
+    critic: Any = stage.critic.module
+    critic.head.linear.weight.data.add_(0.01)
+    judge: Any = getattr(stage, spoilt)
+    judge.head.linear.weight.data.fill_(torch.nan)
+    silent = [float(stage.step(step, 0.1)["dmd"]) == 0 for step in range(6)]
+    opening = [True, False, False, True, False, False]
+    assert silent == [first == (spoilt == "opener") for first in opening]
 
 
 def test_memory_config_of_a_stage_is_the_experiments():
