@@ -245,6 +245,34 @@ def compact(
 
 
 @app.command()
+def pack(
+    to: Annotated[Path, typer.Option(help="Parquet file to write")],
+    out: Out = OUT_DEFAULT,
+    suite: SuiteName = SUITE_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Writes what tables and curves read of a run, one row a film, to take elsewhere."""
+    from cfbench.findings import tier_of
+    from cfbench.packed import pack as write
+    from cfbench.store import open_store
+
+    count = write(open_store(out), to, tier_of(suite))
+    say({"films": count, "table": str(to)}, as_json)
+
+
+@app.command()
+def unpack(
+    table: Annotated[Path, typer.Argument(help="Parquet file of pack")],
+    out: Out = OUT_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Makes a run of a packed table, without films; measure goes on from there."""
+    from cfbench.packed import unpack as read
+
+    say({"films": len(read(table, out).runs()), "out": str(out)}, as_json)
+
+
+@app.command()
 def report(
     out: Out = OUT_DEFAULT,
     to: To = None,

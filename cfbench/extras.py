@@ -26,7 +26,7 @@ from cfbench.store import LocalStore, open_store, sha256_of, write_atomic
 from cfbench.types import Tier
 
 INPUTS = "inputs"
-RECORDS, ANSWERS, EVENTS = "records.jsonl.gz", "recall.jsonl.gz", "events.json"
+RECORDS, ANSWERS, EVENTS = "records.parquet", "recall.jsonl.gz", "events.json"
 KINDS = ("flashback", "loop", "freeze")
 
 Events = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -59,11 +59,11 @@ def read(folder: Path) -> Extras:
     return Extras(answers=tuple(parsed(lines)), events=events)
 
 
-def write_inputs(folder: Path, store: LocalStore, extras: Extras) -> dict[str, str]:
+def write_inputs(folder: Path, store: LocalStore, tier: Tier, extras: Extras) -> dict[str, str]:
     """Records and extras into a folder, and the sha256 of each file there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pack(store, folder / RECORDS)
+    pack(store, folder / RECORDS, tier)
     extras.write(folder)
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 

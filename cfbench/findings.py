@@ -48,7 +48,12 @@ def paper_folder() -> Path:
     return folder
 
 
-def _tier(suite: str) -> Tier:
+def tier_of(suite: str) -> Tier:
+    """The tier of a suite's scores.
+
+    Raises:
+        ValueError: it has none to report.
+    """
     for tier in get_args(Tier):
         if suite == tier:
             return tier
@@ -69,7 +74,7 @@ def analyse(
     Raises:
         ValueError: a suite without an aggregate, or no films to report on.
     """
-    tier = _tier(suite)
+    tier = tier_of(suite)
     chosen = load_normaliser(normaliser) if normaliser else suite_normaliser(suite)
     frame = build_frame(store.runs(), store.scores(), tier)
     if not frame.runs:

@@ -6,7 +6,7 @@ N films, D dimensions.
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,6 +132,16 @@ def current_runs(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return [films[name] for name in sorted(films)]
 
 
+def newest_versions(scores: Iterable[Score]) -> dict[str, str]:
+    """The newest version of each dimension; digits are compared as numbers."""
+    versions: dict[str, str] = {}
+    for score in scores:
+        version = versions.setdefault(score.dimension, score.version)
+        if score.version != version and _natural(score.version) > _natural(version):
+            versions[score.dimension] = score.version
+    return versions
+
+
 def build_frame(runs: Sequence[RunRecord], scores: Sequence[Score], tier: Tier) -> Frame:
     """The frame of one tier's scores.
 
@@ -155,11 +165,7 @@ def build_frame(runs: Sequence[RunRecord], scores: Sequence[Score], tier: Tier) 
             "protocol in a store of its own"
         )
     mine = [score for score in scores if score.tier == tier]
-    versions: dict[str, str] = {}
-    for score in mine:
-        version = versions.setdefault(score.dimension, score.version)
-        if score.version != version and _natural(score.version) > _natural(version):
-            versions[score.dimension] = score.version
+    versions = newest_versions(mine)
     extra = sorted(set(versions) - set(DIMENSIONS))
     dimensions = (*DIMENSIONS, *extra)
     column = {name: index for index, name in enumerate(dimensions)}

@@ -1,26 +1,89 @@
-"""The records of a store in one file, and back: what a report without films is made from again."""
+"""The records of a store in one Parquet file, and back: what a report without films is made from.
 
-import gzip
+One row a film: its run, its scores as float32, and those windows that tables and curves read. A
+store of ten thousand films of a minute has 300 MB of lines; its packed file has 3.
+"""
+
+import io
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from cfbench.claims import ATTRIBUTES
+from cfbench.curves import CURVES
+from cfbench.errors import CfError
+from cfbench.frame import current_runs, newest_versions
 from cfbench.store import LocalStore, open_store, run_from, score_from, write_atomic
-from cfbench.types import to_json
+from cfbench.types import RunRecord, Score, Tier, WindowScore, to_json
+
+ABOUT = b"cfbench"
+SCHEMA = 1
+OWN = ("id", "prompt_id", "prompt_sha", "stratum", "seed", "started", "seconds", "fps_generated",
+       "peak_gib", "batch")  # fmt: skip
+"""Fields of a run that are its own; films of one key share the others."""
+CLIP = ("sha256", "bytes")
+VALUE, WINDOWS = "value:", "windows:"
+
+Bounds = tuple[tuple[float, float], ...]
 
 
-def pack(store: LocalStore, path: Path) -> None:
-    """Write runs and scores as compressed lines; equal records give equal lines, in order.
+def kept_windows(score: Score) -> tuple[WindowScore, ...]:
+    """The windows of a score that a table or curve reads: all, the first and the last, or none."""
+    if score.dimension in CURVES:
+        return score.windows
+    if score.dimension in ATTRIBUTES:
+        return (*score.windows[:1], *score.windows[1:][-1:])
+    return ()
+
+
+def pack(store: LocalStore, path: Path, tier: Tier) -> int:
+    """Write a store's films, of each system's newest key, and return how many there are.
+
+    Equal records give equal files. Scores are those of one tier; of a dimension's versions the
+    newest counts, as in every table.
 
     Raises:
         CfError: the disk is full or refuses.
+        ValueError: a key's runs, or a dimension's windows, differ where they have to be alike.
     """
-    runs = sorted(store.runs(), key=lambda run: run.id)
-    films = {run.clip.sha256 for run in runs}
-    scores = [score for score in store.scores() if score.clip_sha in films]
-    scores.sort(key=lambda score: (score.clip_sha, score.dimension, score.version, score.tier))
-    lines = [json.dumps({"run": to_json(run)}, sort_keys=True) for run in runs]
-    lines += [json.dumps({"score": to_json(score)}, sort_keys=True) for score in scores]
-    write_atomic(path, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    runs = current_runs(store.runs())
+    mine = [score for score in store.scores() if score.tier == tier]
+    versions = newest_versions(mine)
+    scores: dict[str, dict[str, Score]] = {run.clip.sha256: {} for run in runs}
+    for score in mine:
+        if score.clip_sha in scores and score.version == versions[score.dimension]:
+            scores[score.clip_sha][score.dimension] = score
+    shared, bounds = _shared(runs), dict[str, Bounds]()
+    names = sorted({name for found in scores.values() for name in found})
+    about: dict[str, dict[str, Any]] = {}
+    columns: dict[str, Any] = {"key": [_tag(run) for run in runs]}
+    columns |= {name: [getattr(run, name) for run in runs] for name in OWN}
+    columns |= {name: [getattr(run.clip, name) for run in runs] for name in CLIP}
+    for name in names:
+        rows = [scores[run.clip.sha256].get(name) for run in runs]
+        known = [row for row in rows if row is not None]
+        about[name] = _alike(
+            {"version": row.version, "tier": row.tier, "schema": row.schema} for row in known
+        )
+        columns[VALUE + name] = pa.array([row and row.value for row in rows], pa.float32())
+        windows = [kept_windows(row) for row in known]
+        if any(windows):
+            bounds[name] = _alike(tuple((w.start_s, w.end_s) for w in row) for row in windows)
+            columns[WINDOWS + name] = pa.array(
+                [row and [w.value for w in kept_windows(row)] for row in rows],
+                pa.list_(pa.float32()),
+            )
+    columns["nulls"] = [_nulls(scores[run.clip.sha256].values()) for run in runs]
+    tree = {"schema": SCHEMA, "runs": shared, "scores": about, "windows": bounds}
+    table = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(tree, sort_keys=True)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", compression_level=19)
+    write_atomic(path, buffer.getvalue())
+    return len(runs)
 
 
 def unpack(path: Path, root: Path) -> LocalStore:
@@ -29,14 +92,87 @@ def unpack(path: Path, root: Path) -> LocalStore:
     Raises:
         ValueError: no such file, or something else in it.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        trees = [json.loads(line) for line in lines]
-        runs = [run_from(tree["run"]) for tree in trees if "run" in tree]
-        scores = [score_from(tree["score"]) for tree in trees if "score" in tree]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; restore it, or make the report again") from error
+        table = pq.read_table(path)
+        tree = json.loads(table.schema.metadata[ABOUT])
+        rows: list[dict[str, Any]] = table.to_pylist()
+        if tree["schema"] != SCHEMA:
+            raise ValueError(f"schema {tree['schema']}, this version reads {SCHEMA}")
+        runs = [_run(row, tree["runs"][row["key"]]) for row in rows]
+        scores = [score for row in rows for score in _scores(row, tree)]
+    except (OSError, ValueError, KeyError, TypeError, CfError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: {error}; restore it, or make it again") from error
     with open_store(root, exists=False) as store:
         store.append("runs", *runs)
         store.append("scores", *scores)
     return open_store(root)
+
+
+def _alike(items: Iterable[Any]) -> Any:
+    """The one value that all of them have.
+
+    Raises:
+        ValueError: they differ.
+    """
+    different = list(dict.fromkeys(json.dumps(item) for item in items))
+    if len(different) > 1:
+        raise ValueError(
+            f"films that differ cannot be packed together: {different[0]} and {different[1]}"
+        )
+    return json.loads(different[0])
+
+
+def _tag(run: RunRecord) -> str:
+    """What films that share all but their own fields have in common: system, and where made."""
+    return f"{run.system} {run.key} {_place(run)}"
+
+
+def _place(run: RunRecord) -> str:
+    return f"{run.environment.get('device', '')} {run.code.get('commit', '')}".strip()
+
+
+def _shared(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        tree = to_json(run)
+        clip = {name: value for name, value in tree["clip"].items() if name not in CLIP}
+        rest = {name: value for name, value in tree.items() if name not in OWN}
+        found.setdefault(_tag(run), []).append({**rest, "clip": clip})
+    return {tag: _alike(trees) for tag, trees in found.items()}
+
+
+def _nulls(scores: Iterable[Score]) -> str:
+    """Why scores are null, and what is said of them, as JSON; empty if none is."""
+    told = {
+        score.dimension: [score.reason, score.details] for score in scores if score.value is None
+    }
+    return json.dumps(told, sort_keys=True) if told else ""
+
+
+def _run(row: Mapping[str, Any], shared: Mapping[str, Any]) -> RunRecord:
+    clip = {**shared["clip"], **{name: row[name] for name in CLIP}}
+    return run_from({**shared, **{name: row[name] for name in OWN}, "clip": clip})
+
+
+def _scores(row: Mapping[str, Any], tree: Mapping[str, Any]) -> list[Score]:
+    nulls = json.loads(row["nulls"]) if row["nulls"] else {}
+    found: list[Score] = []
+    for name, about in tree["scores"].items():
+        value = row[VALUE + name]
+        if value is None and name not in nulls:
+            continue  # never scored
+        values = row.get(WINDOWS + name) or []
+        windows = [
+            {"start_s": start, "end_s": end, "value": each}
+            for (start, end), each in zip(tree["windows"].get(name, ()), values, strict=False)
+        ]
+        reason, details = nulls.get(name, ("", {}))
+        line = {
+            "clip_sha": row["sha256"], "dimension": name, **about, "value": value,
+            "windows": windows, "reason": reason, "details": details,
+        }  # fmt: skip
+        found.append(score_from(line))
+    return found

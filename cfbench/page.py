@@ -83,7 +83,7 @@ def render_page(
     for table in others:
         body += [f'<div class="scroll">{html_table(table)}</div>', _files(table)]
     extra = ("differences.csv", "curves.csv", "films.csv", "scores.parquet")
-    given = [f"tables/{name}" for name in extra]
+    given = [f"tables/{name}" for name in extra if (out / "tables" / name).is_file()]
     given += [f"inputs/{path.name}" for path in sorted((out / "inputs").glob("*"))]
     links = " ".join(f'<a href="{name}">{Path(name).name}</a>' for name in given)
     body.append(f"<h2>Data</h2><p>{links}</p><h2>Provenance</h2><dl>")

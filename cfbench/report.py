@@ -18,7 +18,7 @@ from cfbench import readme as readme_file
 from cfbench.compact import compact
 from cfbench.drawing import Drawing, draw
 from cfbench.extras import INPUTS, RECORDS, Extras
-from cfbench.findings import Analysis, analyse, paper_folder, table_texts
+from cfbench.findings import Analysis, analyse, paper_folder, table_texts, tier_of
 from cfbench.gallery import build_gallery
 from cfbench.packed import unpack
 from cfbench.page import render_page
@@ -133,15 +133,21 @@ def report(
         readme_file.read(readme)
     reasons = dict(absent or {})
     header = f"commit {commit}; command {command}"
-    analysis = analyse(
-        store, suite=suite, paper=paper, header=header, absent=reasons, normaliser=normaliser
-    )
-    frame, inputs = analysis.frame, out / INPUTS
+    hashes: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = store
+        if not films:
+            hashes = extras.write_inputs(out / INPUTS, store, tier_of(suite), beside)
+            source = unpack(out / INPUTS / RECORDS, Path(folder) / "store")
+        analysis = analyse(
+            source, suite=suite, paper=paper, header=header, absent=reasons, normaliser=normaliser
+        )
+    frame = analysis.frame
     texts = {**table_texts(analysis), **extras.texts(beside, frame, header)}
     for name, text in texts.items():
         write_atomic(out / name, text.encode())
-    compact(store, out / "tables" / "scores.parquet")
-    hashes = {} if films else extras.write_inputs(inputs, store, beside)
+    if films:
+        compact(store, out / "tables" / "scores.parquet")
     paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.stored.runs}
     drawings = _drawings(analysis, out / "plots", paths if films else {})
     drawings += extras.drawings(beside, out / "plots")

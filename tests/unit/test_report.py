@@ -9,9 +9,11 @@ import pytest
 
 from cfbench import video
 from cfbench.aggregate import normaliser_bytes
+from cfbench.curves import CURVES
 from cfbench.errors import CfError
 from cfbench.extras import Extras, gather
 from cfbench.findings import analyse
+from cfbench.frame import build_frame, current_runs
 from cfbench.packed import pack, unpack
 from cfbench.page import render_page
 from cfbench.progress import Reporter
@@ -192,19 +194,46 @@ def test_every_edit_of_a_report_without_films_is_found(whole: Path) -> None:
     follows = {"report.json", "tables/events.csv"}
     wrong = check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
     assert set(wrong) == {*edits, *follows} - {"inputs/events.json"}
-    (whole / "inputs" / "records.jsonl.gz").write_bytes(b"no")
+    (whole / "inputs" / "records.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="make the report again"):
         check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
 
 
-def test_records_come_back_as_they_were(tmp_path: Path, made: tuple[Path, ReportResult]) -> None:
+def test_records_come_back(tmp_path: Path, made: tuple[Path, ReportResult]) -> None:
+    """Runs as they were, scores as float32; and what is packed again is the same file."""
     store = open_store(made[0] / "store")
-    pack(store, tmp_path / "a.gz")
-    again = unpack(tmp_path / "a.gz", tmp_path / "again")
-    assert again.runs() == store.runs()
-    assert again.scores() == store.scores()
-    pack(again, tmp_path / "b.gz")
-    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+    count = pack(store, tmp_path / "a.parquet", "tiny")
+    again = unpack(tmp_path / "a.parquet", tmp_path / "again")
+    assert again.runs() == current_runs(store.runs())
+    assert len(again.runs()) == count > 0
+    before, after = (build_frame(x.runs(), x.scores(), "tiny") for x in (store, again))
+    assert after.dimensions == before.dimensions
+    np.testing.assert_allclose(after.values_ND, before.values_ND, rtol=1e-6)
+    assert (after.applies_ND == before.applies_ND).all()
+    assert after.reasons == before.reasons
+    for (sha, name), windows in before.windows.items():
+        mine = after.windows[sha, name]
+        assert (len(mine) == len(windows)) == (name in CURVES or not windows)
+        assert [w.start_s for w in mine] == [w.start_s for w in windows][: len(mine)]
+    pack(again, tmp_path / "b.parquet", "tiny")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_films_of_several_lengths_are_not_packed_together(
+    tmp_path: Path, made: tuple[Path, ReportResult]
+) -> None:
+    with open_store(tmp_path / "two", exists=False) as store:
+        whole = open_store(made[0] / "store")
+        store.append("runs", *whole.runs())
+        scores = list(whole.scores())
+        at = next(
+            k for k, score in enumerate(scores) if score.windows and score.dimension in CURVES
+        )
+        cut = scores[at].windows[:-1]
+        scores[at] = dataclasses.replace(scores[at], windows=cut)
+        store.append("scores", *scores)
+    with pytest.raises(ValueError, match="cannot be packed together"):
+        pack(open_store(tmp_path / "two"), tmp_path / "a.parquet", "tiny")
 
 
 def test_answers_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
