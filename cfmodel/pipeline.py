@@ -4,7 +4,7 @@ Dims: B films, R pixel frames, Y rows, X columns, G texts, S text tokens, E text
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -287,8 +287,58 @@ class Pipeline:
         decoder = self.codec.decoder(batch)
         if past is not None:
             decoder.push(past)
-        for latents_BFCXY in latents:
-            yield decoder.push(latents_BFCXY).cpu()
+        return decoded(latents, decoder.push, self._device)
+
+
+def decoded(
+    latents: Iterator[Tensor], push: Callable[[Tensor], Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """Pixel frames on the CPU of latent chunks.
+
+    On CUDA a chunk is decoded beside the making of the next one, on a stream of its own; the first
+    chunk is given out as soon as it is decoded, each later one when the next has been made.
+
+    Args:
+        latents: chunks as they are made.
+        push: of a codec's decoder.
+        device: of the latents.
+    """
+    if device.type != "cuda":
+        for x0 in latents:
+            yield push(x0).cpu()
+        return
+    beside = torch.cuda.Stream(device)
+    waiting: _Decoding | None = None
+    for index, x0 in enumerate(latents):
+        made = _Decoding(x0, push, beside)
+        if waiting is not None:
+            yield waiting.frames()
+        waiting = made
+        if index == 0:
+            yield made.frames()
+            waiting = None
+    if waiting is not None:
+        yield waiting.frames()
+
+
+class _Decoding:
+    """A chunk that is being decoded on a stream of its own."""
+
+    def __init__(
+        self, x0: Tensor, push: Callable[[Tensor], Tensor], stream: torch.cuda.Stream
+    ) -> None:
+        self._latents = x0  # kept, or its place would be given to others before it is read
+        stream.wait_stream(torch.cuda.current_stream(x0.device))
+        with torch.cuda.stream(stream):
+            frames = push(x0)
+            self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+            self._host.copy_(frames, non_blocking=True)
+            self._done = stream.record_event()
+
+    def frames(self) -> Tensor:
+        """Its pixel frames, on the CPU; waits for them."""
+        self._done.synchronize()
+        return self._host
 
 
 def _switches(request: Request, chunks: int, experiment: Experiment) -> dict[int, Switch]:

@@ -74,7 +74,7 @@ def random_pipeline(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = random_student(experiment, attend, device=device, dtype=dtype)
     text = RandomText(experiment.model.text_tokens, experiment.model.text_width)
-    codec = _codec(experiment, device)
+    codec = random_codec_of(experiment, device)
     pipeline = Pipeline(experiment, model, codec, text, weights={}, attention=backend)
     pipeline.quicken(fast or Fast.default(device, experiment.model.width))
     return pipeline
@@ -100,7 +100,8 @@ def random_student(
     return model.eval().requires_grad_(False)
 
 
-def _codec(experiment: Experiment, device: torch.device) -> Codec:
+def random_codec_of(experiment: Experiment, device: torch.device) -> Codec:
+    """The codec of a preset with random weights."""
     dtype = codec_dtype(experiment, device)
     if experiment.codec.kind == "tae":
         return random_codec(experiment.codec, device=device, dtype=dtype)

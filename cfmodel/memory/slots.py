@@ -121,6 +121,21 @@ class SlotMemory:
         return self._frames
 
     @property
+    def buffer_sizes(self) -> Sizes:
+        """How its buffers are laid out."""
+        return self._buffers.sizes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._buffers.k.dtype
+
+    @property
     def promotions(self) -> list[Promotion]:
         """The latest tests of candidates, oldest first."""
         return list(self._tests)

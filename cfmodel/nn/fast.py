@@ -152,16 +152,18 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (..., E) through the layer, in its own dtype."""
         small, scale = to_fp8(x.flatten(0, -2), self.by_row)
+        return self.multiply(small, scale, x.dtype).unflatten(0, x.shape[:-1])
+
+    def multiply(self, x_LE: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product with eight-bit numbers and their scales, (L, O) in ``dtype``."""
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
         mine = self.get_buffer("scale")
-        if x.is_cuda:
-            flat = torch._scaled_mm(  # pyright: ignore[reportPrivateUsage]
-                small, weight.t(), scale_a=scale, scale_b=mine, bias=bias, out_dtype=x.dtype,
+        if x_LE.is_cuda:
+            return torch._scaled_mm(  # pyright: ignore[reportPrivateUsage]
+                x_LE, weight.t(), scale_a=scale, scale_b=mine, bias=bias, out_dtype=dtype,
                 use_fast_accum=True,
             )  # fmt: skip
-        else:
-            flat = ((small.float() @ weight.float().t()) * scale * mine + bias.float()).to(x.dtype)
-        return flat.unflatten(0, x.shape[:-1])
+        return ((x_LE.float() @ weight.float().t()) * scale * mine + bias.float()).to(dtype)
 
 
 @torch.no_grad()
