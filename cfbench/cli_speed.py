@@ -78,6 +78,54 @@ def score(
 
 
 @app.command()
+def generate(
+    preset: Annotated[str, typer.Option(help="family of our presets")] = "wan-1.3b",
+    to: Annotated[Path, typer.Option(help="file of results, written as they come")] = Path(
+        "results/speed/generate.json"
+    ),
+    label: Annotated[str, typer.Option(help="of this machine in the file")] = "gpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<index>")] = "cuda",
+    attention: Annotated[
+        str, typer.Option(help="of our generator: auto, sdpa, cudnn or flash")
+    ] = "auto",
+    systems: Annotated[
+        str, typer.Option(help="comma-separated, as in ours/auto,self-forcing; all if absent")
+    ] = "",
+    self_forcing: Annotated[
+        Path | None, typer.Option(help="checkout of guandeh17/Self-Forcing")
+    ] = None,
+    longlive: Annotated[
+        Path | None, typer.Option(help="checkout of NVlabs/LongLive, branch v1.0")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="turns of each system")] = 6,
+    burst: Annotated[int, typer.Option(help="chunks of a turn, the first not counted")] = 3,
+    decoder: Annotated[bool, typer.Option(help="time the decoder and films too")] = True,
+    minutes: Annotated[float, typer.Option(help="begin nothing new after; 0 is never")] = 0.0,
+    page: Annotated[bool, typer.Option("--page", help="only draw what is in the file")] = False,
+) -> None:
+    """Times our generator beside others on random weights (JSON, Markdown, PNG)."""
+    from cfbench.speed import generate as timing
+    from cfbench.speed import generate_page
+
+    if not page:
+        from cfbench.systems.timing.run import bench_of
+
+        if rounds < 1 or burst < 2 or minutes < 0:
+            raise CfError("rounds are at least 1, a burst at least 2, minutes at least 0")
+        asked = tuple(word.strip() for word in systems.split(",") if word.strip())
+        named = {"self-forcing": self_forcing, "longlive": longlive}
+        checkouts = {name: path for name, path in named.items() if path is not None}
+        plan = timing.Plan(
+            systems=asked or timing.SYSTEMS, rounds=rounds, burst=burst, decoder=decoder,
+            minutes=minutes,
+        )  # fmt: skip
+        bench = bench_of(preset, device, attention, checkouts)
+        say(timing.measure(bench, plan, to, label), True)
+    made = generate_page.put(to, label)
+    say({"files": [str(path) for path in made]}, False)
+
+
+@app.command()
 def table(
     results: Annotated[Path, typer.Option("--from", help="file of cfbench speed score")] = RESULTS,
     into: Annotated[Path, typer.Option(help="document with the table's markers")] = Path(

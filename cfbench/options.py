@@ -16,7 +16,7 @@ SuiteName = Annotated[str, typer.Option("--suite", help="scorer suite")]
 Json = Annotated[bool, typer.Option("--json", help="result as JSON on stdout")]
 To = Annotated[Path | None, typer.Option(help="folder to write; default is in --out")]
 Workers = Annotated[int, typer.Option(help="processes; 0 is one a core")]
-Attention = Annotated[str, typer.Option(help="auto, sdpa, flex or flash")]
+Attention = Annotated[str, typer.Option(help="auto, sdpa, cudnn, flex or flash")]
 NormaliserFile = Annotated[
     Path | None, typer.Option("--normaliser", help="another file than the suite's own")
 ]

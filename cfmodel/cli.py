@@ -30,6 +30,13 @@ Overrides = Annotated[
     list[str], typer.Option("--set", help="change a field, as in memory.tau=0.9; repeatable")
 ]
 Compiled = Annotated[bool, typer.Option("--compile", help="use torch.compile")]
+FastWords = Annotated[
+    str,
+    typer.Option(
+        "--fast", help="auto, off, or some of joined+compiled+gelu+recorded and fp8 or fp8-tensor"
+    ),
+]
+AttentionName = Annotated[str, typer.Option(help="auto, sdpa, cudnn, flex or flash")]
 WeightsSource = Annotated[
     str | None,
     typer.Option("--weights", help="student: file, folder or hub id; .pt#ENTRY; docs/weights.md"),
@@ -68,13 +75,14 @@ def sample(
     base: Base = None,
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
-    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
-    compiled: Compiled = False,
+    attention: AttentionName = "auto",
+    fast: FastWords = "auto",
     as_json: Json = False,
 ) -> None:
     """Write films as H.264 while they are made."""
     from cfmodel import presets
     from cfmodel import sample as samples
+    from cfmodel.nn.fast import fast_of
 
     experiment = presets.preset(preset, tuple(overrides))
     if weights is not None:
@@ -105,7 +113,7 @@ def sample(
         after=after,
         base=base,
         image=image,
-        compiled=compiled,
+        fast=fast_of(fast),
     )
     said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
     _say(result if as_json else said)
@@ -328,13 +336,14 @@ def rollout_speed(
     ] = Path("results/speed/rollout-1.3b.json"),
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
-    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
-    compiled: Compiled = False,
+    attention: AttentionName = "auto",
+    fast: FastWords = "auto",
     as_json: Json = False,
 ) -> None:
     """Time of each chunk and growth of memory over long films, on random weights and texts."""
     from cfmodel import pipeline, presets
     from cfmodel import speed as speeds
+    from cfmodel.nn.fast import fast_of
 
     made = speeds.measure(
         presets.preset(preset, tuple(overrides)),
@@ -342,7 +351,7 @@ def rollout_speed(
         out,
         device=pipeline.choose_device(None if device == "auto" else device),
         attention=cast(Any, attention),
-        compiled=compiled,
+        fast=fast_of(fast),
     )
     _say(
         {name: record["summary"] for name, record in made.items()}

@@ -10,6 +10,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,9 +25,14 @@ Sampler = Literal["chunk", "rolling", "passes"]
 Stage = Literal["causal-init", "dmd", "cdmd", "streaming"]
 TeacherContext = Literal["memory", "contiguous"]
 Family = Literal["nano", "tiny", "wan-1.3b"]
-Attention = Literal["auto", "sdpa", "flex", "flash"]
+Attention = Literal["auto", "sdpa", "cudnn", "flex", "flash"]
 
 SCHEMA = 1
+LATER: Mapping[tuple[str, str], object] = {("memory", "pool"): 1}
+"""Fields that came after films were recorded, and the value with which they change nothing.
+
+With it they are left out of hashes and of JSON, so that what was recorded before keeps its key.
+"""
 MAX_SECONDS = 86_400
 
 
@@ -165,6 +171,8 @@ class MemoryConfig:
         attend: latents that a denoising pass reads at most, itself included; None is all held.
         commit_reads: what the clean pass reads: as much as the others, or the last ``fast`` latents
             alone. Sampling only: training reads all.
+        pool: keys and values of slow memory are means over this many rows and columns of tokens,
+            placed in their middle; 1 keeps every token.
         switch: what a new text does to the memory: nothing, ``recache`` (one pass over the last
             ``capacity`` latents with the new text), ``flush`` (sink and two latents stay), or
             ``cut`` (a flush, and the first chunk of the scene far away in time).
@@ -186,6 +194,7 @@ class MemoryConfig:
     attend: int | None = None
     commit_reads: CommitReads = "all"
     switch: Switch = "keep"
+    pool: int = 1
 
     def __post_init__(self) -> None:
         for name in ("sink", "slow"):
@@ -199,6 +208,10 @@ class MemoryConfig:
             raise ValueError(f"memory.tau={self.tau}: expected -1 < tau <= 1")
         if self.fast is None and self.switch == "recache":
             raise ValueError("memory.fast=None has no window to recache; set memory.fast")
+        if self.pool < 1 or (self.pool > 1 and self.fast is None):
+            raise ValueError(
+                f"memory.pool={self.pool}: expected 1 or more, and 1 with memory.fast=None"
+            )
         if self.attend is not None and self.attend <= self.sink:
             raise ValueError(f"memory.attend={self.attend}: expected more than sink={self.sink}")
 
@@ -349,14 +362,23 @@ class Experiment:
 
     def key(self) -> str:
         """Hash of everything but name, label and base: equal keys make equal films."""
-        tree = dataclasses.asdict(self)
+        tree = _without_later(dataclasses.asdict(self))
         for name in ("name", "label", "base"):
             tree.pop(name)
         return digest({"schema": SCHEMA, **tree})
 
     def to_json(self) -> dict[str, Any]:
         """Canonical JSON form, as stored in records and in safetensors metadata."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        tree = _without_later(dataclasses.asdict(self))
+        return {"schema": SCHEMA, **json.loads(json.dumps(tree))}
+
+
+def _without_later(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree without the fields that came later and hold the value that changes nothing."""
+    for (config, name), value in LATER.items():
+        if tree[config][name] == value:
+            tree[config].pop(name)
+    return tree
 
 
 def digest(tree: object) -> str:
@@ -460,6 +482,9 @@ def from_json(tree: dict[str, Any]) -> Experiment:
     schema = tree.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(f"experiment schema {schema!r}: this version reads {SCHEMA}")
+    for (config, name), value in LATER.items():
+        if isinstance(tree.get(config), dict):
+            tree[config] = {name: value, **tree[config]}
     return _build(Experiment, tree, "experiment")
 
 

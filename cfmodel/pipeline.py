@@ -4,7 +4,7 @@ Dims: B films, R pixel frames, Y rows, X columns, G texts, S text tokens, E text
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from cfmodel.io.weights import bundled, is_known, load_into, load_weights, rando
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
+from cfmodel.nn.fast import Fast, quicken
 from cfmodel.nn.transformer import TextKV, VideoTransformer
 from cfmodel.presets import WAN_STUDENT
 from cfmodel.rollout import HashNoise
@@ -70,7 +71,7 @@ class Pipeline:
         device: torch's name of where it runs.
         dtype: of the student, as in ``float32``.
         attention: the backend in use; never ``auto``.
-        compiled: whether ``compile_parts`` was called.
+        fast: what was done to be fast.
     """
 
     def __init__(
@@ -93,22 +94,22 @@ class Pipeline:
         self._device = model.patch_embed.weight.device
         self.dtype = str(self._dtype).removeprefix("torch.")
         self.device = str(self._device)
-        self.compiled = False
+        self.fast = Fast.off()
 
-    def compile_parts(self) -> None:
-        """Has the compiler make programs of the transformer's blocks and of Wan's decoder.
+    def quicken(self, fast: Fast) -> None:
+        """Makes the student, and where ``compiled`` Wan's decoder, fast; once, and in place.
 
-        That happens when they are first used, and takes a minute or so; films differ in rounding.
+        The compiler works when parts are first used, for a minute or so.
         """
-        self.model.compile_parts()
-        if isinstance(self.codec, WanCodec):
+        quicken(self.model, fast)
+        if fast.compiled and isinstance(self.codec, WanCodec):
             self.codec.compile_parts()
-        self.compiled = True
+        self.fast = fast
 
     def record(self) -> dict[str, str]:
         """What, beside the experiment, decides a film's bytes: device, dtype, attention, codec."""
         return {
-            **({"compiled": "true"} if self.compiled else {}),
+            **({"fast": self.fast.words} if self.fast.words else {}),
             "device": self.device,
             "dtype": self.dtype,
             "attention": self.attention,
@@ -231,6 +232,7 @@ class Pipeline:
             dtype=self._dtype,
             reencode=self._reencoded,
             begin=begin if changes else None,
+            recorded=self.fast.recorded and self._device.type == "cuda",
         )
         split = () if history is None else history.split(experiment.geometry.chunk, 1)
         return roll_out(parts, chunks, split)
@@ -285,8 +287,58 @@ class Pipeline:
         decoder = self.codec.decoder(batch)
         if past is not None:
             decoder.push(past)
-        for latents_BFCXY in latents:
-            yield decoder.push(latents_BFCXY).cpu()
+        return decoded(latents, decoder.push, self._device)
+
+
+def decoded(
+    latents: Iterator[Tensor], push: Callable[[Tensor], Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """Pixel frames on the CPU of latent chunks.
+
+    On CUDA a chunk is decoded beside the making of the next one, on a stream of its own; the first
+    chunk is given out as soon as it is decoded, each later one when the next has been made.
+
+    Args:
+        latents: chunks as they are made.
+        push: of a codec's decoder.
+        device: of the latents.
+    """
+    if device.type != "cuda":
+        for x0 in latents:
+            yield push(x0).cpu()
+        return
+    beside = torch.cuda.Stream(device)
+    waiting: _Decoding | None = None
+    for index, x0 in enumerate(latents):
+        made = _Decoding(x0, push, beside)
+        if waiting is not None:
+            yield waiting.frames()
+        waiting = made
+        if index == 0:
+            yield made.frames()
+            waiting = None
+    if waiting is not None:
+        yield waiting.frames()
+
+
+class _Decoding:
+    """A chunk that is being decoded on a stream of its own."""
+
+    def __init__(
+        self, x0: Tensor, push: Callable[[Tensor], Tensor], stream: torch.cuda.Stream
+    ) -> None:
+        self._latents = x0  # kept, or its place would be given to others before it is read
+        stream.wait_stream(torch.cuda.current_stream(x0.device))
+        with torch.cuda.stream(stream):
+            frames = push(x0)
+            self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+            self._host.copy_(frames, non_blocking=True)
+            self._done = stream.record_event()
+
+    def frames(self) -> Tensor:
+        """Its pixel frames, on the CPU; waits for them."""
+        self._done.synchronize()
+        return self._host
 
 
 def _switches(request: Request, chunks: int, experiment: Experiment) -> dict[int, Switch]:
@@ -352,7 +404,7 @@ def load(
     attention: Attention = "auto",
     threads: int | None = None,
     base: str | None = None,
-    compiled: bool = False,
+    fast: Fast | None = None,
 ) -> Pipeline:
     """An experiment's networks with their weights, ready to make films.
 
@@ -364,7 +416,7 @@ def load(
         attention: backend; ``auto`` is decided here and can be read from the result.
         threads: torch's CPU threads, for the whole process; None leaves them.
         base: source of Wan's VAE and UMT5; None is the published one. Other families bring theirs.
-        compiled: see ``Pipeline.compile_parts``.
+        fast: what to do to be fast; None is ``Fast.default``.
 
     Raises:
         ValueError: weights that are not trained yet, missing or damaged; a device or backend that
@@ -402,8 +454,7 @@ def load(
     logger.info("%s on %s, %s, attention %s", experiment.name, where, kind, backend)
     model = model.to(where, kind).eval().requires_grad_(False)
     pipeline = Pipeline(experiment, model, codec, text, weights=weights, attention=backend)
-    if compiled:
-        pipeline.compile_parts()
+    pipeline.quicken(fast or Fast.default(where, experiment.model.width))
     return pipeline
 
 

@@ -164,6 +164,11 @@ def ablations(base: Experiment) -> list[Experiment]:
     ]
 
 
+def lighter(base: Experiment) -> list[Experiment]:
+    """The method with a cheaper memory, on the same weights."""
+    return [vary(base, "memory.pool", 2, name="pooled", label="Slow memory pooled 2x2")]
+
+
 def on(base: Experiment, weights: Mapping[Family, str]) -> Experiment:
     """The base on the weights of its family, ``LOCAL`` or ``STREAMED``, where there are such."""
     return dataclasses.replace(base, weights=weights.get(base.family, base.weights))
@@ -257,6 +262,7 @@ def presets(family: Family = DEFAULT_FAMILY) -> dict[str, Experiment]:
     rows = [
         base,
         *ablations(base),
+        *lighter(base),
         *other_readings(base),
         *baselines(base),
         *other_samplers(base),

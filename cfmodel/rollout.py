@@ -5,7 +5,7 @@ Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from cfmodel.flow import FewStep, add_noise, x0_from_v
 from cfmodel.memory.base import Memory, to_device
 from cfmodel.nn.attention import ChunkKV, PreparedView
 from cfmodel.nn.transformer import TextKV, VideoTransformer
+from cfmodel.passes import Passes
 
 
 class NoiseSource(Protocol):
@@ -58,8 +59,7 @@ def prepare_views(
     model: VideoTransformer, memory: Memory, frames: int, *, clean: bool = False
 ) -> list[PreparedView]:
     """Every layer's view of the memory, made ready for the passes of one chunk."""
-    layers = range(model.config.layers)
-    return model.prepare([memory.view(layer, frames, clean=clean) for layer in layers])
+    return Passes(model).prepare(memory, frames, clean=clean)
 
 
 def commit_chunk(
@@ -77,10 +77,7 @@ def clean_pass(
     model: VideoTransformer, x0_BFCXY: Tensor, text: TextKV, views: Sequence[PreparedView]
 ) -> list[tuple[Tensor, Tensor]]:
     """Every layer's un-rotated keys, and values, of a finished chunk, at noise level 0."""
-    sigma_BF = x0_BFCXY.new_zeros(x0_BFCXY.shape[:2], dtype=torch.float32)
-    found = model(x0_BFCXY, sigma_BF, text, context=views, return_kv=True).kv
-    assert found is not None, "asked for"
-    return found
+    return Passes(model).clean(x0_BFCXY, text, views)
 
 
 def take_in(memory: Memory, kv: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -108,6 +105,7 @@ def rollout(
     dtype: torch.dtype,
     continue_from: Iterable[Tensor] = (),
     begin: Callable[[int, Sequence[Tensor]], None] | None = None,
+    recorded: bool = False,
 ) -> Iterator[Tensor]:
     """Clean latent chunks B F C X Y, float32, each yielded after it is committed.
 
@@ -125,6 +123,7 @@ def rollout(
         continue_from: clean chunks committed first and not yielded (forced history).
         begin: called before each chunk with its index and the latest clean chunks, as many as the
             memory reads; may change the memory (see ``cfmodel.scenes``).
+        recorded: replay passes as CUDA graphs (see ``cfmodel.passes``).
 
     Source: arXiv:2602.06028, inference: few steps with fresh noise between them, clean commit pass.
     """
@@ -132,31 +131,39 @@ def rollout(
     capacity = 0 if begin is None else config.capacity or 0
     recent = deque[Tensor](maxlen=capacity // frames)
     separate = config.commit_reads != "all"
+    passes = Passes(model, recorded=recorded)
+    shape = (batch, frames, model.config.latent_channels, *geometry.latent_size)
 
-    def commit(x0: Tensor, text: TextKV, views: Sequence[PreparedView]) -> None:
+    def clean(x0: Tensor, text: TextKV, views: Sequence[PreparedView]) -> list[Any]:
         if separate:
-            views = prepare_views(model, memory, frames, clean=True)
+            views = passes.prepare(memory, frames, clean=True)
         x0 = x0.to(device=device, dtype=dtype)
-        commit_chunk(model, memory, x0, text, views)
         recent.append(x0)
+        return passes.clean(x0, text, views)
+
+    def drawn(chunk: int) -> list[Tensor]:
+        return [to_device(noise(chunk, step, shape), device) for step in range(len(flow.sigmas))]
 
     for x0 in continue_from:
         text = text_at(memory.frames // frames)
-        commit(x0, text, prepare_views(model, memory, frames))
-    shape = (batch, frames, model.config.latent_channels, *geometry.latent_size)
-    for _ in range(chunks):
+        take_in(memory, clean(x0, text, passes.prepare(memory, frames)))
+    fresh = drawn(memory.frames // frames) if chunks else []
+    for left in reversed(range(chunks)):
         chunk = memory.frames // frames
         if begin is not None:
             begin(chunk, recent)
         text = text_at(chunk)
-        views = prepare_views(model, memory, frames)
+        views = passes.prepare(memory, frames)
         x0 = torch.zeros(shape, device=device)
         for step, sigma in enumerate(flow.sigmas):
-            xt = add_noise(x0, to_device(noise(chunk, step, shape), device), sigma)
+            xt = add_noise(x0, fresh[step], sigma)
             told_BF = torch.full(shape[:2], flow.told[step], device=device)
-            out = model(xt.to(dtype), told_BF, text, context=views, return_kv=config.observes)
+            out = passes.run(xt.to(dtype), told_BF, text, views, keep=config.observes)
             x0 = x0_from_v(xt, out.v_BFCXY.float(), sigma)
             if out.kv is not None and memory.observe(_chunk_kv(out.kv, memory.frames)):
-                views = prepare_views(model, memory, frames)
-        commit(x0, text, views)
+                views = passes.prepare(memory, frames)
+        kv = clean(x0, text, views)
+        # The device is busy with these passes, and the commit may wait for it.
+        fresh = drawn(chunk + 1) if left else []
+        take_in(memory, kv)
         yield x0

@@ -19,6 +19,8 @@ from cfmodel.config import Attention, Experiment, Geometry, Switch, digest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cfmodel.nn.fast import Fast
+
 logger = logging.getLogger(__name__)
 
 ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
@@ -205,7 +207,7 @@ def sample(
     after: Path | None = None,
     image: Path | None = None,
     base: str | None = None,
-    compiled: bool = False,
+    fast: "Fast | None" = None,
 ) -> dict[str, Any]:
     """Makes the films of ``scripts`` at ``paths``, and returns what was made.
 
@@ -227,7 +229,7 @@ def sample(
         # A later chunk has more pixel frames than the first of a film.
         chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
         wanted += history.shape[1]
-    pipeline = load(experiment, device=device, attention=attention, base=base, compiled=compiled)
+    pipeline = load(experiment, device=device, attention=attention, base=base, fast=fast)
     films = []
     with _progress(chunks * len(scripts)) as advance:
         for script, path in zip(scripts, paths, strict=True):

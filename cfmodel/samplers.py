@@ -34,6 +34,7 @@ class Parts(NamedTuple):
         dtype: in which latents enter the model.
         reencode: for ``passes`` alone.
         begin: for ``chunk`` alone; see ``rollout``.
+        recorded: replay passes as CUDA graphs; for ``chunk`` and ``passes``.
     """
 
     experiment: Experiment
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
     dtype: torch.dtype
     reencode: Reencode
     begin: Callable[[int, Sequence[Tensor]], None] | None = None
+    recorded: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +92,7 @@ def roll_out(parts: Parts, chunks: int, history: Sequence[Tensor] = ()) -> Itera
                 dtype=parts.dtype,
                 continue_from=history,
                 begin=parts.begin,
+                recorded=parts.recorded,
             )
 
 
@@ -196,6 +199,7 @@ def passes(parts: Parts, chunks: int, history: Sequence[Tensor] = ()) -> Iterato
             device=parts.device,
             dtype=parts.dtype,
             continue_from=start,
+            recorded=parts.recorded,
         )
         for x0 in made:
             film.append(x0)

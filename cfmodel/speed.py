@@ -23,7 +23,9 @@ from torch import Tensor
 
 from cfmodel.config import Attention, Experiment, seed_for
 from cfmodel.io.codec import Codec, WanCodec, random_codec
-from cfmodel.io.weights import randomize, write_atomic
+from cfmodel.io.weights import write_atomic
+from cfmodel.nn.attention import AttentionFn
+from cfmodel.nn.fast import Fast
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.pipeline import Pipeline, Request, choose_attention, codec_dtype
 from cfmodel.video import FilmWriter
@@ -61,7 +63,7 @@ def random_pipeline(
     *,
     device: torch.device,
     attention: Attention = "auto",
-    compiled: bool = False,
+    fast: Fast | None = None,
 ) -> Pipeline:
     """A pipeline of an experiment's sizes with random weights, bfloat16 on CUDA.
 
@@ -70,21 +72,36 @@ def random_pipeline(
     """
     backend, attend = choose_attention(attention, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    # Weights of its own would be drawn for nothing, which takes a while at 1.3 B.
-    with torch.device("meta"):
-        model = VideoTransformer(experiment.model, experiment.geometry, attend)
-    model.to_empty(device="cpu")
-    randomize(model, "student")
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    model = random_student(experiment, attend, device=device, dtype=dtype)
     text = RandomText(experiment.model.text_tokens, experiment.model.text_width)
-    codec = _codec(experiment, device)
+    codec = random_codec_of(experiment, device)
     pipeline = Pipeline(experiment, model, codec, text, weights={}, attention=backend)
-    if compiled:
-        pipeline.compile_parts()
+    pipeline.quicken(fast or Fast.default(device, experiment.model.width))
     return pipeline
 
 
-def _codec(experiment: Experiment, device: torch.device) -> Codec:
+@torch.no_grad()
+def random_student(
+    experiment: Experiment, attend: AttentionFn, *, device: torch.device, dtype: torch.dtype
+) -> VideoTransformer:
+    """A student with random weights of the size that ``randomize`` gives them.
+
+    They are drawn on the device: at 1.3 B a CPU takes a minute for that.
+    """
+    with torch.device("meta"):
+        model = VideoTransformer(experiment.model, experiment.geometry, attend)
+    model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed_for("speed", "student"))
+    for name, value in model.state_dict().items():
+        if value.ndim > 1:
+            value.normal_(generator=generator).mul_((value.numel() / value.shape[0]) ** -0.5)
+        else:
+            value.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model.eval().requires_grad_(False)
+
+
+def random_codec_of(experiment: Experiment, device: torch.device) -> Codec:
+    """The codec of a preset with random weights."""
     dtype = codec_dtype(experiment, device)
     if experiment.codec.kind == "tae":
         return random_codec(experiment.codec, device=device, dtype=dtype)
@@ -222,7 +239,7 @@ def measure(
     *,
     device: torch.device,
     attention: Attention = "auto",
-    compiled: bool = False,
+    fast: Fast | None = None,
 ) -> dict[str, Any]:
     """Films of several lengths, each under its seconds in the file ``out``, whose others stay.
 
@@ -234,7 +251,7 @@ def measure(
     """
     for seconds in lengths_s:
         tenths(range(experiment.geometry.chunks_for(seconds)))
-    pipeline = random_pipeline(experiment, device=device, attention=attention, compiled=compiled)
+    pipeline = random_pipeline(experiment, device=device, attention=attention, fast=fast)
     cuda = device.type == "cuda"
     about = {
         "preset": f"{experiment.family}/{experiment.name}",

@@ -17,7 +17,7 @@ FIRST_CHUNK = 2
 
 def mean_key(k_BLHD: Tensor) -> Tensor:
     """A chunk's summary B E: keys before rotary phase, averaged over all tokens, heads joined."""
-    return k_BLHD.float().mean(dim=1).flatten(1)
+    return k_BLHD.mean(dim=1, dtype=torch.float32).flatten(1)
 
 
 def surprisal_cosines(means_NBE: Tensor, previous_NBE: Tensor, decision: Decision) -> Tensor:

@@ -2,7 +2,7 @@
 
 Dims: B batch, N layers, F new frames, T remembered frames, P tokens a frame, H heads, D head dim.
 
-Storage is one preallocated buffer whose frame slots never move: sink, then fast and slow as rings.
+Storage is preallocated buffers whose frame slots never move: sink, then fast and slow as rings.
 Attention is free of order given positions, so nothing is shifted.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cfmodel.config import Geometry, MemoryConfig, ModelConfig
 from cfmodel.memory import select
-from cfmodel.memory.base import FrameSlot, to_device
+from cfmodel.memory.base import FrameSlot
+from cfmodel.memory.buffers import Buffers, Sizes
 from cfmodel.memory.positions import Placement, place
 from cfmodel.memory.views import Held, Layout, Row, lay_out, row_of, take
 from cfmodel.nn.attention import ChunkKV, KVView
@@ -92,9 +93,12 @@ class SlotMemory:
         # and what is held is then a prefix, which needs no copy.
         self._fast_at = config.sink + (config.slow if self._past is None else 0)
         self._slow_at = config.sink + (0 if self._past is None else self._past)
-        shape = (model.layers, batch, size, geometry.tokens_per_frame, model.heads, model.head_dim)
-        self._k = torch.zeros(shape, device=self._device, dtype=dtype)
-        self._v = torch.zeros(shape, device=self._device, dtype=dtype)
+        self._most = (config.attend or chunk + config.sink) - config.sink
+        sizes = Sizes(
+            model.layers, batch, size, self._slow_at, config.slow, geometry.grid, config.pool,
+            room=self._most, head=(model.heads, model.head_dim),
+        )  # fmt: skip
+        self._buffers = Buffers(sizes, self._device, dtype)
         self.reset()
 
     def reset(self) -> None:
@@ -117,14 +121,30 @@ class SlotMemory:
         return self._frames
 
     @property
+    def buffer_sizes(self) -> Sizes:
+        """How its buffers are laid out."""
+        return self._buffers.sizes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._buffers.k.dtype
+
+    @property
     def promotions(self) -> list[Promotion]:
         """The latest tests of candidates, oldest first."""
         return list(self._tests)
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, for a run that goes on later; the history of tests is not."""
+        k, v = self._buffers.k, self._buffers.v
         return {
-            "k": self._k, "v": self._v, "means": self._means, "frames": self._frames,
+            "k": k, "v": v, "means": self._means, "frames": self._frames,
             "slow": [[list(film) for film in layer] for layer in self._slow],
             "promoted": self._promoted, "since": self._since,
         }  # fmt: skip
@@ -132,7 +152,9 @@ class SlotMemory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave to a memory of the same sizes."""
         self.reset()
-        self._k, self._v = (state[name].to(self._device) for name in ("k", "v"))
+        if state["k"].shape[2] > self._buffers.k.shape[2]:
+            self._reserve(state["frames"])
+        self._buffers.load(state["k"], state["v"])
         means = state["means"]
         self._means = None if means is None else means.to(self._device)
         self._frames, self._since = state["frames"], state["since"]
@@ -164,19 +186,32 @@ class SlotMemory:
         Raises:
             ValueError: ``new_frames`` is not in 1..chunk, or in 1..attend less the sink.
         """
-        most = (self.config.attend or self.geometry.chunk + self.config.sink) - self.config.sink
-        if not 1 <= new_frames <= most:
-            raise ValueError(f"new_frames={new_frames}: expected 1 to {most}")
+        if not 1 <= new_frames <= self._most:
+            raise ValueError(f"new_frames={new_frames}: expected 1 to {self._most}")
         if (new_frames, clean) not in self._layouts:
             self._layouts[new_frames, clean] = self._lay_out(new_frames, clean)
         layout = self._layouts[new_frames, clean][layer]
+        buffers, held = self._buffers, layout.tokens
+        count = held if isinstance(held, int) else held.shape[0]
+        roomy = count + new_frames * self.geometry.tokens_per_frame
         return KVView(
-            k_BKHD=take(self._k[layer], layout.slots).flatten(1, 2),
-            v_BKHD=take(self._v[layer], layout.slots).flatten(1, 2),
+            k_BKHD=take(buffers.k[layer], held),
+            v_BKHD=take(buffers.v[layer], held),
             positions_BT=layout.positions_BT,
             query_positions_BF=layout.queries_BF,
             valid_BT=layout.valid_BT,
+            pool=self.config.pool,
+            pooled=layout.pooled,
+            span=self._span(),
+            turned_BKHD=buffers.turned(layer, roomy),
+            roomy_v_BKHD=buffers.roomy_v(layer, roomy) if layout.is_free else None,
+            settled=layout.is_free and layout.slots == buffers.sizes.slots,
         )
+
+    def _span(self) -> int | None:
+        """What all positions are below, however long the film."""
+        packed = self.config.positions in ("bounded", "window")
+        return self.config.capacity if packed and not self._is_cut else None
 
     @torch.no_grad()
     def commit(self, chunk: ChunkKV) -> None:
@@ -193,13 +228,11 @@ class SlotMemory:
         frames_k = [k.unflatten(1, (size, -1)) for k in chunk.k]
         frames_v = [v.unflatten(1, (size, -1)) for v in chunk.v]
         self._reserve(first + size)
-        for offset in range(size):
-            slot = self._slot_of(first + offset, first + size)
-            if slot is not None:
-                for layer in range(self.layers):
-                    self._k[layer, :, slot] = frames_k[layer][:, offset]
-                    self._v[layer, :, slot] = frames_v[layer][:, offset]
-            if self.config.filling == "dense":
+        slots = [(offset, self._slot_of(first + offset, first + size)) for offset in range(size)]
+        places = [(offset, slot) for offset, slot in slots if slot is not None]
+        self._buffers.put(places, frames_k, frames_v)
+        if self.config.filling == "dense":
+            for offset in range(size):
                 self._fill(first + offset, frames_k, frames_v, offset)
         self._promote(chunk, frames_k, frames_v)
         self._frames = first + size
@@ -251,16 +284,14 @@ class SlotMemory:
             kv: every layer's, B L H D, of the frames from ``first_frame`` to the last committed.
             first_frame: 0 rewrites the sink too; later frames leave it.
         """
-        for layer, (k_BLHD, v_BLHD) in enumerate(kv):
-            frames = self._frames - first_frame
-            k = k_BLHD.unflatten(1, (frames, -1))
-            v = v_BLHD.unflatten(1, (frames, -1))
-            for offset in range(frames):
-                frame = first_frame + offset
-                slot = self._slot_of(frame, self._frames)
-                if slot is not None and (first_frame == 0 or frame >= self.config.sink):
-                    self._k[layer, :, slot] = k[:, offset]
-                    self._v[layer, :, slot] = v[:, offset]
+        frames = self._frames - first_frame
+        places = list[tuple[int, int]]()
+        for offset in range(frames):
+            slot = self._slot_of(first_frame + offset, self._frames)
+            if slot is not None and (first_frame == 0 or first_frame + offset >= self.config.sink):
+                places.append((offset, slot))
+        k, v = ([x[part].unflatten(1, (frames, -1)) for x in kv] for part in (0, 1))
+        self._buffers.put(places, k, v)
 
     def sink_view(self, layer: int, sink: int, first_frame: int, new_frames: int) -> KVView:
         """The first ``sink`` frames alone, at their true positions, for other frames than the next.
@@ -273,7 +304,8 @@ class SlotMemory:
         """
         kept = torch.arange(sink, device=self._device)[None]
         query = torch.arange(first_frame, first_frame + new_frames, device=self._device)[None]
-        k, v = (x[layer, :, :sink].flatten(1, 2) for x in (self._k, self._v))
+        end = self._buffers.sizes.start(sink)
+        k, v = self._buffers.k[layer][:, :end], self._buffers.v[layer][:, :end]
         return KVView(k_BKHD=k, v_BKHD=v, positions_BT=kept, query_positions_BF=query)
 
     def _fill(self, frame: int, k: list[Tensor], v: list[Tensor], offset: int) -> None:
@@ -284,8 +316,9 @@ class SlotMemory:
         for layer in range(self.layers):
             for sample in range(self.batch):
                 if self._promoted[layer][sample] <= at:
-                    self._k[layer, sample, self._slow_at + at] = k[layer][sample, offset]
-                    self._v[layer, sample, self._slow_at + at] = v[layer][sample, offset]
+                    slot = self._slow_at + at
+                    frame_k, frame_v = k[layer][:, offset], v[layer][:, offset]
+                    self._buffers.put_slow(layer, [sample], [slot], frame_k, frame_v)
 
     def _check(self, chunk: ChunkKV) -> None:
         if chunk.first_frame != self._frames:
@@ -294,7 +327,7 @@ class SlotMemory:
                 "committed; commit every chunk once and in order"
             )
         tokens = self.geometry.chunk * self.geometry.tokens_per_frame
-        expected = (self.batch, tokens, *self._k.shape[-2:])
+        expected = (self.batch, tokens, *self._buffers.sizes.head)
         found = {tuple(tensor.shape) for tensor in (*chunk.k, *chunk.v)}
         if len(chunk.k) != self.layers or len(chunk.v) != self.layers or found != {expected}:
             raise RuntimeError(
@@ -304,15 +337,10 @@ class SlotMemory:
 
     def _reserve(self, frames: int) -> None:
         needed = self._fast_at + frames - self.config.sink
-        if self._past is not None or needed <= self._k.shape[2]:
-            return
-        grown = list(self._k.shape)
-        grown[2] += GROWTH_CHUNKS * self.geometry.chunk
-        for name in ("_k", "_v"):
-            old: Tensor = self.__dict__[name]
-            new = old.new_zeros(grown)
-            new[:, :, : old.shape[2]] = old
-            self.__dict__[name] = new
+        slots = self._buffers.sizes.slots
+        if self._past is None and needed > slots:
+            growth = GROWTH_CHUNKS * self.geometry.chunk
+            self._buffers = self._buffers.grow(max(needed, slots + growth))
 
     def _slot_of(self, frame: int, end: int) -> int | None:
         """Where a frame lives once frames up to ``end`` are committed; None if it is not kept."""
@@ -352,9 +380,8 @@ class SlotMemory:
                     slots.append(self._next_slot(layer, sample, chunk.first_frame))
             # One copy for all films: one a film would keep the device waiting for launches.
             if rows:
-                at = to_device(torch.tensor([rows, slots]), self._device).unbind()
-                self._k[layer].index_put_(at, frames_k[layer][at[0], 0])
-                self._v[layer].index_put_(at, frames_v[layer][at[0], 0])
+                first_k, first_v = frames_k[layer][:, 0], frames_v[layer][:, 0]
+                self._buffers.put_slow(layer, rows, slots, first_k, first_v)
 
     def _next_slot(self, layer: int, sample: int, frame: int) -> int:
         """The slot in which a promoted frame goes, noted as its own."""
@@ -411,11 +438,12 @@ class SlotMemory:
         )
 
     def _row(self, held: list[Held], new_frames: int, clean: bool) -> Row:
+        end = max((item.slot + 1 for item in held), default=0)
         held = self._read(held, new_frames, clean)
         placement = self._place(held, new_frames)
         recent = clean and self.config.commit_reads == "recent"
         shown = [self._is_recent(item) if recent else True for item in held]
-        return row_of(held, placement, shown, self._k.shape[2])
+        return row_of(held, placement, shown, self._buffers.sizes.slots, end)
 
     def _lay_out(self, new_frames: int, clean: bool) -> list[Layout]:
         # With one decision for all, every layer holds the same frames.
@@ -429,5 +457,5 @@ class SlotMemory:
                 if key not in rows_of:
                     rows_of[key] = self._row(self._held(layer, sample), new_frames, clean)
                 rows.append(rows_of[key])
-        found = lay_out(rows, batch=self.batch, device=self._device, padded=self._padded)
+        found = lay_out(rows, self._buffers.sizes, device=self._device, padded=self._padded)
         return found * (self.layers // layers)

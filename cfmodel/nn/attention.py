@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from cfmodel.config import Attention
@@ -27,6 +28,16 @@ AttentionFn = Callable[[Tensor, Tensor, Tensor, Mask | None], Tensor]
 """(q_BLHD, k_BKHD, v_BKHD, mask) -> out_BLHD"""
 
 FLASH_MODULE = "flash_attn.cute"
+FLASH_APART = 0.05
+"""How far flash-attn-4 may be from PyTorch's attention on unit Gaussians in bfloat16."""
+CUDNN_CAPABILITY = (9, 0)
+"""From this generation of GPUs on, cuDNN's attention is the fastest of PyTorch's."""
+PREFERRED = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,19 @@ class KVView:
     """What one layer may attend to; read-only and valid until the memory's next ``commit``.
 
     Args:
-        k_BKHD: keys without rotary phase, K = T * tokens_per_frame, frames in any order.
+        k_BKHD: keys without rotary phase, tokens of T frames, frames in any order.
         v_BKHD: values.
         positions_BT: temporal rotary index of each memory frame, int64, B or 1 rows.
         query_positions_BF: the same for the frames about to be generated.
         valid_BT: which frames a sample really holds; None when all samples hold all of them.
+        pool: rows and columns of tokens of which each token of the last ``pooled`` frames is a
+            mean.
+        pooled: see ``pool``.
+        span: all positions are below it; None if that is not known.
+        turned_BKHD: where the rotated keys go, with room for the tokens of a pass behind them;
+            None if the memory has no place for them.
+        roomy_v_BKHD: the values with the same room behind them; None if there is none.
+        settled: views of later chunks will have the same sizes, in the same place.
     """
 
     k_BKHD: Tensor
@@ -46,15 +65,26 @@ class KVView:
     positions_BT: Tensor
     query_positions_BF: Tensor
     valid_BT: Tensor | None = None
+    pool: int = 1
+    pooled: int = 0
+    span: int | None = None
+    turned_BKHD: Tensor | None = None
+    roomy_v_BKHD: Tensor | None = None
+    settled: bool = False
 
 
 class PreparedView(NamedTuple):
-    """A view made ready for all passes of a chunk: keys rotated, query table and mask built."""
+    """A view made ready for all passes of a chunk: keys rotated, query table and mask built.
+
+    Behind its keys and values is room for those of the pass itself, which it fills, so that
+    attention reads one tensor of each.
+    """
 
     k_BKHD: Tensor
     v_BKHD: Tensor
     query_table: RotaryTable
     mask: Mask | None
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +114,12 @@ def sdpa(q_BLHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, mask: Mask | None) -> T
         q_BLHD.transpose(1, 2), k_BKHD.transpose(1, 2), v_BKHD.transpose(1, 2), attn_mask=dense
     )
     return out_BHLD.transpose(1, 2)
+
+
+def cudnn(q_BLHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, mask: Mask | None) -> Tensor:
+    """``sdpa`` by cuDNN, or by the next of PyTorch's kernels that takes these inputs."""
+    with sdpa_kernel(PREFERRED, set_priority=True):
+        return sdpa(q_BLHD, k_BKHD, v_BKHD, mask)
 
 
 @functools.cache
@@ -140,8 +176,9 @@ def flash(q_BLHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, mask: Mask | None) -> 
             "flash attention takes no mask; use attention='sdpa' or 'flex' for masked training and "
             "for batches whose films hold different numbers of frames"
         )
+    # It returns the output alone or before the sums of exponentials, as versions differ.
     out = _flash_kernel()(q_BLHD, k_BKHD, v_BKHD)
-    return out[0] if isinstance(out, tuple) else out
+    return out[0] if isinstance(out, tuple | list) else out
 
 
 def mask_form(attention: AttentionFn) -> Form:
@@ -149,10 +186,35 @@ def mask_form(attention: AttentionFn) -> Form:
     return "block" if attention is flex else "dense"
 
 
+def _best() -> Attention:
+    if not torch.cuda.is_available():
+        return "sdpa"
+    if flash_available() and _flash_works():
+        return "flash"
+    return "cudnn" if torch.cuda.get_device_capability() >= CUDNN_CAPABILITY else "sdpa"
+
+
+def _flash_works() -> bool:
+    """Whether flash-attn-4, a beta with changing signatures, gives what PyTorch's own gives."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (1, 256, 2, 128)
+    q, k, v = (
+        torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+        for _ in range(3)
+    )
+    try:
+        found = flash(q, k, v, None)
+    except (ImportError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        logger.warning("flash-attn-4 is installed but not used: %s", error)
+        return False
+    return torch.allclose(found, sdpa(q, k, v, None), atol=FLASH_APART, rtol=FLASH_APART)
+
+
 def resolve(name: Attention) -> tuple[str, AttentionFn]:
     """The attention function of a name, and the name to record.
 
-    ``auto`` is decided here, once: flash where CUDA and flash-attn-4 are present, else sdpa.
+    ``auto`` is decided here, once: flash where flash-attn-4 is present and works, else cudnn on
+    the GPUs that it is fastest on, else sdpa.
 
     Raises:
         RuntimeError: flash is asked for and not installed.
@@ -160,15 +222,17 @@ def resolve(name: Attention) -> tuple[str, AttentionFn]:
     """
     match name:
         case "auto":
-            chosen = "flash" if torch.cuda.is_available() and flash_available() else "sdpa"
+            chosen = _best()
             logger.info("attention='auto' resolved to %r", chosen)
             return resolve(chosen)
         case "sdpa":
             return name, sdpa
+        case "cudnn":
+            return name, cudnn
         case "flex":
             return name, flex
         case "flash":
             _flash_kernel()
             return name, flash
         case _:
-            raise ValueError(f"attention={name!r}: expected auto, sdpa, flex or flash")
+            raise ValueError(f"attention={name!r}: expected auto, sdpa, cudnn, flex or flash")

@@ -5,6 +5,7 @@ S text tokens, H heads, D head dim, E width, C latent channels, X rows and Y col
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -60,7 +61,10 @@ def unpatchify(x_BFPE: Tensor, patch: tuple[int, int], grid: tuple[int, int]) ->
 
 
 class SelfAttention(nn.Module):
-    """Attention among tokens and to a memory; q and k are RMS-normalised over the full width."""
+    """Attention among tokens and to a memory; q and k are RMS-normalised over the full width.
+
+    ``qkv`` takes the place of ``q``, ``k`` and ``v`` once they are joined (see ``fast``).
+    """
 
     def __init__(self, width: int, heads: int, eps: float, attention: AttentionFn) -> None:
         super().__init__()
@@ -72,27 +76,17 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(width, width)
         self.norm_q = RMSNorm(width, eps)
         self.norm_k = RMSNorm(width, eps)
+        self.qkv: nn.Module | None = None
 
-    def forward(
-        self,
-        x_BLE: Tensor,
-        table: RotaryTable,
-        mask: Mask | None,
-        memory: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output B L E, and this pass's own keys (without rotary phase) and values, B L H D.
-
-        ``memory`` is rotated keys and values B K H D, attended to before the tokens themselves.
-        """
-        q_BLHD = self.norm_q(self.q(x_BLE)).unflatten(-1, (self.heads, -1))
-        k_BLHD = self.norm_k(self.k(x_BLE)).unflatten(-1, (self.heads, -1))
-        v_BLHD = self.v(x_BLE).unflatten(-1, (self.heads, -1))
-        keys, values = rotate(k_BLHD, table), v_BLHD
-        if memory is not None:
-            keys = torch.cat([memory[0].to(keys.dtype), keys], dim=1)
-            values = torch.cat([memory[1].to(values.dtype), values], dim=1)
-        out_BLHD = self.attention(rotate(q_BLHD, table), keys, values, mask)
-        return self.o(out_BLHD.flatten(2)), k_BLHD, v_BLHD
+    def project(self, x_BLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both without rotary phase) and values, B L H D."""
+        if self.qkv is None:
+            q, k, v = self.q(x_BLE), self.k(x_BLE), self.v(x_BLE)
+        else:
+            q, k, v = self.qkv(x_BLE).chunk(3, -1)
+        heads = (self.heads, -1)
+        q_BLHD, k_BLHD = self.norm_q(q).unflatten(-1, heads), self.norm_k(k).unflatten(-1, heads)
+        return q_BLHD, k_BLHD, v.unflatten(-1, heads)
 
 
 class CrossAttention(nn.Module):
@@ -114,10 +108,13 @@ class CrossAttention(nn.Module):
         k = self.norm_k(self.k(text_BGSE)).unflatten(-1, (self.heads, -1))
         return k, self.v(text_BGSE).unflatten(-1, (self.heads, -1))
 
-    def forward(self, x_BLE: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor) -> Tensor:
-        """Output B L E; the G texts divide the tokens equally, in order."""
+    def queries(self, x_BLE: Tensor) -> Tensor:
+        """Queries B L H D."""
+        return self.norm_q(self.q(x_BLE)).unflatten(-1, (self.heads, -1))
+
+    def attend(self, q_BLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor) -> Tensor:
+        """What queries find, B L H D; the G texts divide the tokens equally, in order."""
         batch, groups = k_BGSHD.shape[:2]
-        q_BLHD = self.norm_q(self.q(x_BLE)).unflatten(-1, (self.heads, -1))
         # Groups fold into the batch, so no mask is needed.
         out = self.attention(
             q_BLHD.unflatten(1, (groups, -1)).flatten(0, 1),
@@ -125,7 +122,26 @@ class CrossAttention(nn.Module):
             v_BGSHD.flatten(0, 1).to(q_BLHD.dtype),
             None,
         )
-        return self.o(out.unflatten(0, (batch, groups)).flatten(1, 2).flatten(2))
+        return out.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+class Own(NamedTuple):
+    """A pass's own tokens in one layer, B L H D: queries, keys, values, keys without phase.
+
+    Without ``plain_k`` nobody asked for it; without keys and values they are in the memory's room.
+    """
+
+    q: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    plain_k: Tensor | None
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, where there was no room for them."""
+        assert self.k is not None, "they are in the memory's room"
+        assert self.v is not None, "they are in the memory's room"
+        return self.k, self.v
 
 
 class Block(nn.Module):
@@ -152,8 +168,12 @@ class Block(nn.Module):
         table: RotaryTable,
         mask: Mask | None,
         memory: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """New tokens B F P E, and the self-attention's keys and values B L H D.
+        keep: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """New tokens B F P E, and the self-attention's keys and values B L H D if they are kept.
+
+        What lies between two attentions is one method each, which the compiler may make one
+        program of (see ``fast``).
 
         Args:
             x_BFPE: tokens; the residual stream keeps their dtype.
@@ -161,13 +181,69 @@ class Block(nn.Module):
             text: cross-attention keys and values, B G S H D.
             table: rotary table of the tokens.
             mask: who may attend to whom, memory included.
-            memory: rotated keys and values of the memory.
+            memory: rotated keys and values of the memory, with room for the tokens behind them,
+                which is filled; values that are returned lie there. With gradients it stays as it
+                is.
+            keep: whether keys (without rotary phase) and values are asked for.
         """
-        frames, dtype = x_BFPE.shape[1], x_BFPE.dtype
-        modulation = (self.modulation.float() + time_BF6E).unsqueeze(3)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(2)
-        h = (layer_norm(x_BFPE, self.eps) * (1 + scale) + shift).to(dtype)
-        out_BLE, k_BLHD, v_BLHD = self.attn(h.flatten(1, 2), table, mask, memory)
+        if memory is None or torch.is_grad_enabled():
+            own = self.enter(x_BFPE, time_BF6E, table, None, keep)
+            k, v = _joined(own, memory)
+        else:
+            own = self._in_room(x_BFPE, time_BF6E, table, memory, keep)
+            k, v = memory
+        out_BLHD = self.attn.attention(own.q.to(k.dtype), k, v, mask).to(own.q.dtype)
+        x_BFPE, q_BLHD = self.cross_over(x_BFPE, time_BF6E, out_BLHD)
+        x_BFPE = self.leave(x_BFPE, time_BF6E, self.cross.attend(q_BLHD, *text))
+        return x_BFPE, own.plain_k, own.v if keep else None
+
+    def _in_room(
+        self,
+        x_BFPE: Tensor,
+        time_BF6E: Tensor,
+        table: RotaryTable,
+        memory: tuple[Tensor, Tensor],
+        keep: bool,
+    ) -> Own:
+        """A pass's own tokens, whose keys and values are in the room behind those of the memory."""
+        size = x_BFPE.shape[1] * x_BFPE.shape[2]
+        if memory[0].shape[0] == 1:
+            # Views whose strides do not tell the size of the memory, on which compiled programs
+            # would depend.
+            room = (memory[0][0, -size:][None], memory[1][0, -size:][None])
+            return self.enter(x_BFPE, time_BF6E, table, room, keep)._replace(v=room[1])
+        own = self.enter(x_BFPE, time_BF6E, table, None, keep)
+        memory[0][:, -size:], memory[1][:, -size:] = own.pair
+        return own
+
+    def _modulation(self, time_BF6E: Tensor) -> tuple[Tensor, ...]:
+        return (self.modulation.float() + time_BF6E).unsqueeze(3).unbind(2)
+
+    def enter(
+        self,
+        x_BFPE: Tensor,
+        time_BF6E: Tensor,
+        table: RotaryTable,
+        room: tuple[Tensor, Tensor] | None,
+        keep: bool,
+    ) -> Own:
+        """From the residual stream to self-attention, whose keys and values go to ``room``."""
+        shift, scale, *_ = self._modulation(time_BF6E)
+        h = (layer_norm(x_BFPE, self.eps) * (1 + scale) + shift).to(x_BFPE.dtype)
+        q_BLHD, k_BLHD, v_BLHD = self.attn.project(h.flatten(1, 2))
+        q, k, plain = rotate(q_BLHD, table), rotate(k_BLHD, table), k_BLHD if keep else None
+        if room is None:
+            return Own(q, k, v_BLHD, plain)
+        room[0].copy_(k)
+        room[1].copy_(v_BLHD)
+        return Own(q, None, None, plain)
+
+    def cross_over(
+        self, x_BFPE: Tensor, time_BF6E: Tensor, out_BLHD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after self-attention, and queries B L H D of cross-attention."""
+        frames, dtype, gate = x_BFPE.shape[1], x_BFPE.dtype, self._modulation(time_BF6E)[2]
+        out_BLE = self.attn.o(out_BLHD.flatten(2))
         x_BFPE = (x_BFPE + out_BLE.unflatten(1, (frames, -1)) * gate).to(dtype)
         h = nnf.layer_norm(
             x_BFPE.float(),
@@ -176,10 +252,28 @@ class Block(nn.Module):
             self.cross_norm.bias.float(),
             self.eps,
         ).to(dtype)
-        x_BFPE = x_BFPE + self.cross(h.flatten(1, 2), *text).unflatten(1, (frames, -1)).to(dtype)
-        h = (layer_norm(x_BFPE, self.eps) * (1 + ffn_scale) + ffn_shift).to(dtype)
-        x_BFPE = (x_BFPE + self.ffn(h) * ffn_gate).to(dtype)
-        return x_BFPE, k_BLHD, v_BLHD
+        return x_BFPE, self.cross.queries(h.flatten(1, 2))
+
+    def leave(self, x_BFPE: Tensor, time_BF6E: Tensor, out_BLHD: Tensor) -> Tensor:
+        """The residual stream after cross-attention and MLP."""
+        frames, dtype = x_BFPE.shape[1], x_BFPE.dtype
+        *_, shift, scale, gate = self._modulation(time_BF6E)
+        out_BLE = self.cross.o(out_BLHD.flatten(2))
+        x_BFPE = x_BFPE + out_BLE.unflatten(1, (frames, -1)).to(dtype)
+        h = (layer_norm(x_BFPE, self.eps) * (1 + scale) + shift).to(dtype)
+        return (x_BFPE + self.ffn(h) * gate).to(dtype)
+
+
+def _joined(own: Own, memory: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """A pass's own keys and values behind those of the memory, in new tensors."""
+    k, v = own.pair
+    if memory is None:
+        return k, v
+    held = memory[0].shape[1] - k.shape[1]
+    return (
+        torch.cat([memory[0][:, :held].to(k.dtype), k], dim=1),
+        torch.cat([memory[1][:, :held].to(v.dtype), v], dim=1),
+    )
 
 
 class Head(nn.Module):

@@ -4,7 +4,7 @@ A ``FrameMask`` takes index tensors of query and key frames that broadcast again
 Dims: B batch, Q query frames, T key frames, L query tokens, K key tokens, H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -113,6 +113,26 @@ def token_mask(allowed_BQT: Tensor, tokens_per_frame: int, form: Form = "dense")
         device=allowed_BQT.device,
     )
     return Mask(block=block)
+
+
+def pooled_mask(valid_BT: Tensor, sizes: Sequence[int], new_tokens: int, form: Form) -> Mask:
+    """The mask of queries that all see the same frames, which differ in size, and each other.
+
+    Args:
+        valid_BT: which frames a sample holds.
+        sizes: tokens of each frame.
+        new_tokens: queries.
+        form: ``dense`` alone.
+
+    Raises:
+        ValueError: a mask of blocks is asked for.
+    """
+    if form != "dense":
+        raise ValueError("attention='flex' has no pooled slow memory; use sdpa or memory.pool=1")
+    each = torch.tensor(sizes, device=valid_BT.device)
+    allowed_BK = valid_BT.repeat_interleave(each, 1, output_size=sum(sizes))
+    new = allowed_BK.new_ones(allowed_BK.shape[0], new_tokens)
+    return Mask(dense=torch.cat([allowed_BK, new], dim=1)[:, None, None])
 
 
 def frame_mask(

@@ -4,7 +4,7 @@ Dims: B batch, F frames, P tokens a frame, L tokens (F * P), K key tokens, G tex
 S text tokens, H heads, D head dim, E width, C latent channels, X rows and Y columns of a latent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cfmodel.config import Geometry, ModelConfig, seed_for
 from cfmodel.nn.attention import AttentionFn, KVView, PreparedView, mask_form, sdpa
 from cfmodel.nn.layers import MODULATIONS, Block, Head, patchify, sinusoid, unpatchify
-from cfmodel.nn.masks import Form, Mask, token_mask
-from cfmodel.nn.rope import RotaryTable, rotary_table, rotate
+from cfmodel.nn.masks import Form, Mask
+from cfmodel.nn.prepare import Preparer, turn
 
 EMBED_STD = 0.02
 
@@ -97,17 +97,18 @@ class VideoTransformer(nn.Module):
             for _ in range(config.layers)
         )
         self.head = Head(width, patch_size, config.eps)
-        self._turn: Callable[[Tensor, RotaryTable], Tensor] = rotate
+        self.preparer = Preparer(geometry, config.head_dim)
         self.reset_parameters()
 
     def compile_parts(self) -> None:
         """Has the compiler make one program of each block, and one of the rotation of keys.
 
-        All blocks are one piece of code, so this compiles once.
+        All blocks are one piece of code, so this compiles once. It is for training; sampling has
+        ``cfmodel.nn.fast``.
         """
         for block in self.blocks:
             block.compile()
-        self._turn = torch.compile(rotate)
+        self.preparer.turn = torch.compile(turn)
 
     @property
     def mask_form(self) -> Form:
@@ -145,33 +146,14 @@ class VideoTransformer(nn.Module):
     def prepare(self, views: Sequence[KVView]) -> list[PreparedView]:
         """Every layer's view made ready for all passes of a chunk: its keys are rotated once.
 
-        Layers whose views hold the same position tensors share tables and masks.
-
         Args:
             views: what the memory lets each layer read.
 
         Raises:
-            ValueError: keys and positions of a view disagree in number.
+            ValueError: keys and positions of a view disagree in number, or pooled frames with
+                attention that has no mask for them.
         """
-        tables: dict[int, RotaryTable] = {}
-        masks: dict[int, Mask] = {}
-        prepared: list[PreparedView] = []
-        for layer, view in enumerate(views):
-            self._check_view(view, layer)
-            for positions in (view.positions_BT, view.query_positions_BF):
-                if id(positions) not in tables:
-                    tables[id(positions)] = self._table(positions)
-            if view.valid_BT is not None and id(view.valid_BT) not in masks:
-                masks[id(view.valid_BT)] = self._key_mask(view)
-            prepared.append(
-                PreparedView(
-                    self._turn(view.k_BKHD, tables[id(view.positions_BT)]),
-                    view.v_BKHD,
-                    tables[id(view.query_positions_BF)],
-                    masks.get(id(view.valid_BT)),
-                )
-            )
-        return prepared
+        return self.preparer.views(views, self.mask_form)
 
     def forward(
         self,
@@ -194,7 +176,8 @@ class VideoTransformer(nn.Module):
                 come from the memory instead.
             mask: which frames see which; None is bidirectional.
             context: the memory, one prepared view a layer.
-            return_kv: also return keys (without rotary phase) and values, for the memory.
+            return_kv: also return keys (without rotary phase) and values, for the memory; with a
+                context and without gradients, values lie in its room until the next pass.
 
         Raises:
             ValueError: both a context and a mask or positions, or sizes that do not fit.
@@ -205,7 +188,7 @@ class VideoTransformer(nn.Module):
         time_BFE, time_BF6E = self._time(sigma_BF)
         if positions is None:
             positions = torch.arange(frames, device=x_BFCXY.device)
-        table = self._table(positions) if context is None else context[0].query_table
+        table = self.preparer.table(positions) if context is None else context[0].query_table
         memory = None
         kv = []
         for layer, block in enumerate(self.blocks):
@@ -213,7 +196,7 @@ class VideoTransformer(nn.Module):
                 view = context[layer]
                 table, mask, memory = view.query_table, view.mask, (view.k_BKHD, view.v_BKHD)
             x_BFPE, k_BLHD, v_BLHD = block(
-                x_BFPE, time_BF6E, (text.k[layer], text.v[layer]), table, mask, memory
+                x_BFPE, time_BF6E, (text.k[layer], text.v[layer]), table, mask, memory, return_kv
             )
             if return_kv:
                 kv.append((k_BLHD, v_BLHD))
@@ -245,24 +228,3 @@ class VideoTransformer(nn.Module):
             time_BFE = self.time_embed(sinusoid(sigma_BF, self.config.freq_width).to(dtype))
             time_BF6E = self.time_project(time_BFE).unflatten(-1, (MODULATIONS, -1))
             return time_BFE.float(), time_BF6E.float()
-
-    def _table(self, positions: Tensor) -> RotaryTable:
-        return rotary_table(positions, self.grid, self.config.head_dim)
-
-    def _check_view(self, view: KVView, layer: int) -> None:
-        tokens, held = self.geometry.tokens_per_frame, view.positions_BT.shape[1]
-        if view.k_BKHD.shape[1] != held * tokens:
-            raise ValueError(
-                f"view of layer {layer}: {view.k_BKHD.shape[1]} keys for {held} frames; expected "
-                f"{held * tokens} ({tokens} a frame)"
-            )
-
-    def _key_mask(self, view: KVView) -> Mask:
-        valid_BT, new = view.valid_BT, view.query_positions_BF.shape[1]
-        assert valid_BT is not None, "asked for by views with absent frames alone"
-        allowed_BT = torch.cat([valid_BT, valid_BT.new_ones(valid_BT.shape[0], new)], dim=1)
-        rows = new if self.mask_form == "block" else 1
-        allowed_BQT = allowed_BT[:, None].expand(-1, rows, -1)
-        built = token_mask(allowed_BQT, self.geometry.tokens_per_frame, self.mask_form)
-        # Every query of a sample sees the same keys, so one row broadcasts over all of them.
-        return Mask(dense=built.dense[:, :, :1]) if built.dense is not None else built

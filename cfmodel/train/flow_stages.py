@@ -16,10 +16,10 @@ from torch import Tensor
 from cfmodel.config import Experiment
 from cfmodel.flow import shift_sigma
 from cfmodel.nn.transformer import VideoTransformer
+from cfmodel.recorded import Recorded
 from cfmodel.train.draws import Draws
 from cfmodel.train.losses import flow_loss, noised
 from cfmodel.train.pool import Units
-from cfmodel.train.recorded import Recorded
 from cfmodel.train.state import Lora, Trainable, write_weights
 
 EMPTY_SHARE = 0.1

@@ -17,11 +17,11 @@ from torch import Tensor
 from cfmodel.config import Experiment
 from cfmodel.flow import per_frame, shift_sigma
 from cfmodel.nn.transformer import VideoTransformer
+from cfmodel.recorded import Recorded
 from cfmodel.train.draws import Draws
 from cfmodel.train.films import Film, Films
 from cfmodel.train.flow_stages import half_traffic
 from cfmodel.train.losses import dmd_gradient, dmd_loss, flow_loss, guided
-from cfmodel.train.recorded import Recorded
 from cfmodel.train.state import Trainable, write_weights
 from cfmodel.train.teacher import score_flow
 

@@ -15,10 +15,10 @@ from cfmodel.flow import FewStep, add_noise, x0_from_v
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import PreparedView
 from cfmodel.nn.transformer import TextKV
+from cfmodel.recorded import Recorded
 from cfmodel.rollout import clean_pass, prepare_views, take_in
 from cfmodel.train.draws import Draws
 from cfmodel.train.flow_stages import half_traffic
-from cfmodel.train.recorded import Recorded
 from cfmodel.train.replay import Pass, Replay
 
 
@@ -111,9 +111,12 @@ class Roller:
         with torch.no_grad():
             views = prepare_views(net, memory, self.sizes.frames)
             if with_grad is not None:
-                # Values are still the memory's own, which later chunks overwrite before activations
-                # that are computed again read them in the backward pass.
-                views = [view._replace(v_BKHD=view.v_BKHD.clone()) for view in views]
+                # Keys and values are the memory's own, which later chunks overwrite before
+                # activations that are computed again read them in the backward pass.
+                views = [
+                    view._replace(k_BKHD=view.k_BKHD.clone(), v_BKHD=view.v_BKHD.clone())
+                    for view in views
+                ]
         x0 = torch.zeros(self.sizes, device=device)
         for step in range(exit_step + 1):
             sigma = self.flow.sigmas[step]

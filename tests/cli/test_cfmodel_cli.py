@@ -153,7 +153,7 @@ def test_a_changed_field_makes_a_custom_row(run):
         (("--prompt", "a", "--seconds", "ten"), "Invalid value for '--seconds'"),
         (("--prompt", "a", "--set", "geometry.height=90"), "use a multiple of 16"),
         (("--prompt", "a", "--device", "gpu"), "expected cpu, cuda"),
-        (("--prompt", "a", "--attention", "fast"), "expected auto, sdpa, flex or flash"),
+        (("--prompt", "a", "--attention", "fast"), "expected auto, sdpa, cudnn, flex or flash"),
         (("--prompt", "a", "--preset", "nano/no-cdmd"), "not trained yet"),
         (("--prompt", "a", "--preset", "wan-1.3b"), "not bundled"),
         (("--prompt", "a", "--set", "weights=none.safetensors"), "no weights at"),

@@ -7,7 +7,7 @@ from torch import Tensor
 from cfmodel.nn.attention import PreparedView
 from cfmodel.nn.masks import Mask
 from cfmodel.nn.rope import RotaryTable
-from cfmodel.train.recorded import WARMING, Recorded, _Arguments, _Recording
+from cfmodel.recorded import WARMING, Recorded, _Arguments, _Recording
 
 
 def _views(value: float, frames: int = 2) -> list[PreparedView]:

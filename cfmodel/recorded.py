@@ -11,6 +11,23 @@ WARMING = 3
 """Ordinary runs before a function is recorded, in which it compiles and chooses its kernels."""
 
 
+class Fixed:
+    """A tensor that a recording reads and writes where it lies, instead of a copy of it.
+
+    Another tensor in the same place, of the same sizes, is equal to it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fixed) and self._place == other._place
+
+    def __hash__(self) -> int:
+        return hash(self._place)
+
+
 class _Arguments(NamedTuple):
     """Arguments taken apart: every tensor once, where each stands, and all that is no tensor."""
 
@@ -96,12 +113,16 @@ class Recorded:
     returns is valid until its next call. Each combination of shapes is recorded once.
 
     Args:
-        function: of tensors, and of tuples, lists and dictionaries of them.
+        function: of tensors, and of tuples, lists and dictionaries of them; of ``Fixed`` tensors
+            too, which are read and written in their place.
         active: whether to record at all; otherwise every call is an ordinary one.
+        most: how many recordings are kept, each with memory of its own; the oldest goes.
     """
 
-    def __init__(self, function: Callable[..., Any], *, active: bool) -> None:
-        self._function, self._active = function, active
+    def __init__(
+        self, function: Callable[..., Any], *, active: bool, most: int | None = None
+    ) -> None:
+        self._function, self._active, self._most = function, active, most
         self._recordings: list[_Recording] = []
 
     def __call__(self, *args: Any) -> Any:
@@ -112,5 +133,7 @@ class Recorded:
         for recording in self._recordings:
             if recording.held.alike(arguments):
                 return recording.run(arguments.tensors)
+        if self._most is not None and len(self._recordings) >= self._most:
+            del self._recordings[0]
         self._recordings.append(_Recording(self._function, arguments))
         return self._recordings[-1].run(arguments.tensors)

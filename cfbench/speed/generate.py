@@ -1,0 +1,268 @@
+"""Times our generator beside others: chunk by chunk, in turns, in one process on one device.
+
+Weights are random, which changes neither what is computed nor how much. Every part is written as it
+is done, one that fails with its reason, and the same command goes on from there.
+"""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfbench import provenance
+from cfbench.errors import CfError
+from cfbench.store import now, write_atomic
+
+if TYPE_CHECKING:
+    from cfbench.systems.timing.run import Bench, Built
+
+log = logging.getLogger(__name__)
+
+SYSTEMS = (
+    "ours/auto", "ours/off", "ours/auto+fp8", "pooled/auto", "self-forcing", "longlive",
+    "self-forcing-compiled",
+)  # fmt: skip
+LABELS = {
+    "ours/off": "ours, eager",
+    "ours/auto": "ours",
+    "ours/auto+fp8": "ours, fp8 linear layers",
+    "ours/auto+fp8-tensor": "ours, fp8 linear layers, a scale a tensor",
+    "pooled/auto": "ours, slow memory pooled 2x2",
+    "pooled/auto+fp8": "ours, slow memory pooled 2x2, fp8",
+    "self-forcing": "Self-Forcing, eager",
+    "self-forcing-compiled": "Self-Forcing, compiled",
+    "longlive": "LongLive 1.0, eager, window 12",
+}
+NO_LIMIT_S = 86_400.0
+TAIL = 600
+"""Characters of an error that are kept."""
+ROUND_S = 2.5
+"""What a round of one system may take at 1.3 B; for planning alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is timed.
+
+    Args:
+        systems: names, as in ``LABELS``.
+        rounds: turns that each system has.
+        burst: chunks of a turn, of which the first is not counted.
+        chunks: of which the decoder's times are taken.
+        decoder: whether it is timed at all.
+        minutes: after which nothing new is begun; 0 is never.
+    """
+
+    systems: tuple[str, ...] = SYSTEMS
+    rounds: int = 6
+    burst: int = 3
+    chunks: int = 12
+    decoder: bool = True
+    minutes: float = 0.0
+
+    @property
+    def wanted(self) -> int:
+        """Times of a system's chunks."""
+        return self.rounds * (self.burst - 1)
+
+
+class Book:
+    """The file of results of one machine, written after every part.
+
+    Raises:
+        CfError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, label: str, minutes: float) -> None:
+        self._path, self._label = path, label
+        self._began, self._limit_s = time.monotonic(), minutes * 60 or NO_LIMIT_S
+        self.tree = read(path)
+        self.entry: dict[str, Any] = self.tree["machines"].setdefault(
+            label, {"systems": {}, "failed": {}}
+        )
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until nothing new is begun."""
+        return self._limit_s - (time.monotonic() - self._began)
+
+    def save(self) -> None:
+        """Writes all that is known."""
+        stamp = {"at": now(), "commit": provenance.revision()["commit"][:12]}
+        self.entry.update(stamp)
+        self.entry["summary"] = summary(self.entry)
+        text = json.dumps(self.tree, indent=1, sort_keys=True) + "\n"
+        write_atomic(self._path, text.encode())
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """Makes and keeps a part that is not there yet; None if it failed or time is over."""
+        from cfbench.systems.timing.run import FAILURES
+
+        if name in self.entry:
+            return self.entry[name]
+        if self.left_s <= 0:
+            return self._not(name, "no time was left")
+        began = time.monotonic()
+        try:
+            found = make()
+        except FAILURES as error:
+            return self._not(name, f"{type(error).__name__}: {error}"[-TAIL:])
+        self.entry[name] = found
+        self.entry["failed"].pop(name, None)
+        log.info("%s: %.1f s, %.0f s left", name, time.monotonic() - began, self.left_s)
+        self.save()
+        return found
+
+    def _not(self, name: str, reason: str) -> None:
+        self.entry["failed"][name] = reason
+        log.warning("%s: %s", name, reason)
+        self.save()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file of results; empty if there is none.
+
+    Raises:
+        CfError: it is damaged.
+    """
+    if not path.exists():
+        return {"machines": {}}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CfError(f"{path} is damaged ({error}); restore or delete it") from error
+
+
+def measure(bench: "Bench", plan: Plan, to: Path, label: str) -> dict[str, Any]:
+    """Takes what measurements are missing and returns the summary.
+
+    Args:
+        bench: what is timed where.
+        plan: how much.
+        to: file of results of all machines; others' are kept.
+        label: of this machine there.
+    """
+    from cfbench.systems.timing import run
+
+    book = Book(to, label, plan.minutes)
+    book.part("machine", lambda: run.facts(bench))
+    book.part("kernels", lambda: run.kernel_times(bench))
+    _systems(book, bench, plan)
+    if plan.decoder:
+        for name, make in run.decoded(bench, plan.chunks):
+            book.part(name, make)
+    book.save()
+    return book.entry["summary"]
+
+
+def _systems(book: Book, bench: "Bench", plan: Plan) -> None:
+    """Builds those that are missing, then lets each have its turns."""
+    from cfbench.systems.timing import run
+
+    done: dict[str, Any] = book.entry["systems"]
+    todo = [s for s in plan.systems if len(done.get(s, {}).get("samples_ms", ())) < plan.wanted]
+    if not todo:
+        return
+    right: dict[str, Any] = {}
+
+    def reference() -> dict[str, Any]:
+        right.update(run.references(bench, todo))
+        return {row: list(x.shape) for row, x in right.items()}
+
+    book.entry.pop("references", None)
+    book.part("references", reference)
+    built: dict[str, Built] = {}
+    for name in todo:
+        # Turns of those that are built come before another one.
+        if book.left_s > ROUND_S * plan.rounds * (len(built) + 1):
+            _build(book, bench, name, right, built)
+        else:
+            log.warning("%s: left out for lack of time", name)
+    _turns(book, plan, built)
+
+
+def _build(
+    book: Book, bench: "Bench", name: str, right: Mapping[str, Any], built: dict[str, "Built"]
+) -> None:
+    from cfbench.systems.timing import run
+
+    def make() -> dict[str, Any]:
+        built[name] = run.Built(bench, name, right)
+        return built[name].record
+
+    part = f"build {name}"
+    book.entry.pop(part, None)
+    record = book.part(part, make)
+    book.entry.pop(part, None)
+    if record is not None:
+        book.entry["systems"][name] = record
+        book.save()
+    else:
+        run.tidy(bench.device)
+
+
+def _turns(book: Book, plan: Plan, built: Mapping[str, "Built"]) -> None:
+    """Rounds in which each system has a turn."""
+    from cfbench.systems.timing.run import FAILURES
+
+    for turn in range(plan.rounds):
+        for name, system in built.items():
+            failed = f"time {name}"
+            if failed in book.entry["failed"]:
+                continue
+            try:
+                system.record["samples_ms"] += system.sample(plan.burst)
+            except FAILURES as error:
+                book.entry["failed"][failed] = f"{type(error).__name__}: {error}"[-TAIL:]
+        log.info("turn %d of %d, %.0f s left", turn + 1, plan.rounds, book.left_s)
+        book.save()
+
+
+def summary(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Medians, rates and shares of what is known; what is not measured is left out."""
+    rows = {
+        name: _row(name, record, entry)
+        for name, record in entry["systems"].items()
+        if record["samples_ms"]
+    }
+    told: dict[str, Any] = {"systems": rows, "failed": dict(entry["failed"])}
+    ours = rows.get("ours/auto")
+    for peer in ("self-forcing", "self-forcing-compiled", "longlive"):
+        if ours is not None and peer in rows:
+            told[f"times {peer}"] = rows[peer]["ms"] / ours["ms"]
+    if "decoder" in entry:
+        told["decoder_ms"] = statistics.median(entry["decoder"]["samples_ms"])
+    if "film" in entry:
+        film = entry["film"]
+        told["film_ms"], told["first_frames_s"] = film["median_ms"], film["first_frames_s"]
+        told["film_gib"] = film.get("total_gib")
+    return told
+
+
+def _row(name: str, record: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    ms = statistics.median(record["samples_ms"])
+    geometry = entry.get("machine", {}).get("experiment", {}).get("geometry", {})
+    frames = geometry.get("chunk", 3) * geometry.get("vae_stride", (4,))[0]
+    row, _, words = name.partition("/")
+    kind = f"{row} fp8" if "fp8" in words else row
+    floors = entry.get("kernels", {}).get("floor_ms", {})
+    floor = floors.get(record["attention"], floors.get("cudnn", {})).get(kind)
+    return {
+        "label": LABELS.get(name, name),
+        "ms": ms,
+        "least_ms": min(record["samples_ms"]),
+        "most_ms": max(record["samples_ms"]),
+        "chunks": len(record["samples_ms"]),
+        "frames_per_s": 1000 * frames / ms,
+        "tflop_per_s": record["work"]["total"] / ms / 1e9,
+        "floor_ms": floor,
+        "floor_share": None if floor is None else floor / ms,
+        "error": record.get("error"),
+        "peak_gib": record.get("peak_gib"),
+        "first_chunk_s": record["first_chunk_s"],
+        "attention": record["attention"],
+    }

@@ -1,0 +1,116 @@
+"""The tables and the picture of ``results/speed/generate.json``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cfbench.store import write_atomic
+
+UNKNOWN = "\u2013"
+HEAD = (
+    "| | ms a chunk | (least to most) | frames/s | TFLOP/s | share of the floor | "
+    "error to float32 | GiB |\n|:--|--:|:-:|--:|--:|--:|--:|--:|"
+)
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Markdown: a table a machine, then what failed."""
+    return "\n\n".join(_machine(name, entry) for name, entry in results["machines"].items()) + "\n"
+
+
+def _machine(label: str, entry: Mapping[str, Any]) -> str:
+    found, machine = entry["summary"], entry.get("machine", {})
+    rows = sorted(found["systems"].values(), key=lambda row: row["ms"])
+    about = f"**{label}**: {machine.get('device', '?')}, torch {machine.get('torch', '?')}"
+    if "cudnn" in machine:
+        about += f", CUDA {machine['cuda']}, cuDNN {machine['cudnn']}"
+    parts = [f"{about}, commit {entry.get('commit', '?')}.", "\n".join([HEAD, *map(_row, rows)])]
+    parts += [_floors(entry)] if "kernels" in entry else []
+    lines = [f"- {name}: {_number(found[key], form)}{unit}" for name, key, form, unit in ALSO
+             if found.get(key) is not None]  # fmt: skip
+    parts += ["\n".join(lines)] if lines else []
+    failed = [f"- {name}: {reason}" for name, reason in sorted(found["failed"].items())]
+    parts += ["Not measured:\n\n" + "\n".join(failed)] if failed else []
+    return "\n\n".join(parts)
+
+
+ALSO = (
+    ("times as fast as Self-Forcing, eager", "times self-forcing", "{:.2f}", ""),
+    ("times as fast as Self-Forcing, compiled", "times self-forcing-compiled", "{:.2f}", ""),
+    ("the decoder alone", "decoder_ms", "{:.0f}", " ms a chunk"),
+    ("prompt to frames, decoded beside the generator", "film_ms", "{:.0f}", " ms a chunk"),
+    ("first frames of a film", "first_frames_s", "{:.2f}", " s"),
+    ("memory, generator and decoder", "film_gib", "{:.1f}", " GiB"),
+)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    cells = [
+        row["label"] + ("" if row["attention"] == "cudnn" else f" ({row['attention']})"),
+        f"{row['ms']:.1f}",
+        f"{row['least_ms']:.1f} to {row['most_ms']:.1f}",
+        f"{row['frames_per_s']:.1f}",
+        f"{row['tflop_per_s']:.0f}",
+        _number(row["floor_share"], "{:.0%}"),
+        _number(row["error"], "{:.1e}"),
+        _number(row["peak_gib"], "{:.1f}"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else form.format(value)
+
+
+def _floors(entry: Mapping[str, Any]) -> str:
+    lines = ["| least a chunk can take, ms | exact | fp8 | pooled | pooled, fp8 |",
+             "|:--|--:|--:|--:|--:|"]  # fmt: skip
+    for backend, floors in sorted(entry["kernels"]["floor_ms"].items()):
+        keys = ("ours", "ours fp8", "pooled", "pooled fp8")
+        cells = [_number(floors.get(key), "{:.0f}") for key in keys]
+        lines.append(f"| attention by {backend} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any], label: str, to: Path) -> None:
+    """A bar a system of one machine, with the floor of each as a mark.
+
+    Args:
+        results: of ``cfbench speed generate``.
+        label: of the machine.
+        to: the picture that is written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entry = results["machines"][label]
+    rows = sorted(entry["summary"]["systems"].values(), key=lambda row: -row["ms"])
+    figure = Figure(figsize=(8, 0.9 + 0.42 * max(1, len(rows))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [row["label"] for row in rows]
+    colours = ["#2a6f97" if name.startswith("ours") else "#adb5bd" for name in names]
+    bars = axes.barh(names, [row["ms"] for row in rows], color=colours)
+    axes.bar_label(bars, [f"{row['ms']:.0f}" for row in rows], padding=4)
+    marked: Sequence[tuple[int, float]] = [
+        (k, row["floor_ms"]) for k, row in enumerate(rows) if row["floor_ms"] is not None
+    ]
+    if marked:
+        axes.plot(
+            [ms for _, ms in marked], [k for k, _ in marked], "|", color="#d00000", markersize=14,
+            label="attention and matrix products alone",
+        )  # fmt: skip
+        axes.legend(loc="lower right", frameon=False)
+    axes.set_xlabel(f"ms a chunk ({entry.get('machine', {}).get('device', label)})")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(to, dpi=160)
+
+
+def put(results: Path, label: str) -> list[Path]:
+    """Writes the page and the picture beside a file of results."""
+    tree = json.loads(results.read_text(encoding="utf-8"))
+    text, picture = results.with_suffix(".md"), results.with_suffix(".png")
+    write_atomic(text, page(tree).encode())
+    draw(tree, label, picture)
+    return [text, picture]

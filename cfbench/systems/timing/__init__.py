@@ -1,0 +1,1 @@
+"""What ``cfbench speed generate`` times: our generator, others' beside it, the decoder, kernels."""

@@ -1,0 +1,109 @@
+"""What is timed: something that makes one chunk after the other on a device."""
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cfmodel.config import Experiment
+
+GIB = 2**30
+STEADY_CHUNKS = 30
+"""Chunks after which every memory of the presets is full, if each candidate is promoted."""
+
+
+class Maker(Protocol):
+    """A generator in steady state: its memory is full."""
+
+    facts: dict[str, Any]
+    """What it is: attention, dtype, latents that a chunk reads."""
+
+    def step(self) -> Tensor:
+        """Makes the next chunk and returns its latents (B, F, C, X, Y); waits for nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Arithmetic of one chunk, in FLOP, counted as two for a multiplication with an addition.
+
+    Source: matrix products of Wan 2.1's blocks; embeddings and head, below a hundredth, are left
+    out.
+    """
+
+    linear: float
+    attention: float
+    cross: float
+
+    @property
+    def total(self) -> float:
+        """Of a chunk."""
+        return self.linear + self.attention + self.cross
+
+
+def work_of(experiment: Experiment, keys: int) -> Work:
+    """The work of a chunk whose tokens attend to ``keys`` tokens, their own among them."""
+    model, geometry = experiment.model, experiment.geometry
+    passes = len(experiment.sample.steps) + 1
+    tokens = geometry.chunk * geometry.tokens_per_frame
+    each = 2.0 * passes * model.layers * tokens * model.width
+    return Work(
+        linear=each * (6 * model.width + 2 * model.ffn),
+        attention=2 * each * keys,
+        cross=2 * each * model.text_tokens,
+    )
+
+
+def keys_of(experiment: Experiment) -> int:
+    """Keys that a token attends to when the memory is full."""
+    from cfmodel.nn.rope import pooled_size
+
+    memory, geometry = experiment.memory, experiment.geometry
+    slow = memory.slow * pooled_size(geometry.grid, memory.pool)
+    return (memory.sink + (memory.fast or 0)) * geometry.tokens_per_frame + slow
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Name, driver and versions, for the record."""
+    if device.type != "cuda":
+        return {"device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "capability": list(torch.cuda.get_device_capability(device)),
+        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def settle(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def tidy(device: torch.device) -> None:
+    """Gives memory back that nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def watched(device: torch.device) -> Generator[dict[str, float]]:
+    """Tells how much memory was taken at most: ``peak_gib`` more than before, and in all."""
+    told: dict[str, float] = {}
+    if device.type != "cuda":
+        yield told
+        return
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    yield told
+    torch.cuda.synchronize(device)
+    most = torch.cuda.max_memory_allocated(device)
+    told["peak_gib"], told["total_gib"] = (most - before) / GIB, most / GIB

@@ -1,0 +1,89 @@
+"""The decoder alone, and films from prompt to frames with decoding beside the generator."""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from cfbench.systems.timing.base import settle, tidy, watched
+from cfbench.systems.timing.ours import Ours, fill
+from cfmodel.config import Experiment, seed_for
+from cfmodel.io.codec import Codec, WanCodec
+from cfmodel.pipeline import Pipeline, Request
+from cfmodel.speed import RandomText, random_codec_of
+
+WARM = 5
+"""Chunks before times are taken: a film's beginning, and the compiler's work."""
+
+
+def codec_of(experiment: Experiment, device: torch.device, *, compiled: bool) -> Codec:
+    """The preset's codec with random weights."""
+    codec = random_codec_of(experiment, device)
+    if compiled and isinstance(codec, WanCodec):
+        codec.compile_parts()
+    return codec
+
+
+def alone(experiment: Experiment, codec: Codec, device: torch.device, chunks: int) -> Any:
+    """Times of single chunks in mid-film, milliseconds, and memory beyond the weights."""
+    geometry = experiment.geometry
+    generator = torch.Generator(device).manual_seed(seed_for("speed", "latents"))
+    size = (1, geometry.chunk, experiment.model.latent_channels, *geometry.latent_size)
+    x0 = torch.randn(size, generator=generator, device=device)
+    decoder, samples, warm = codec.decoder(1), list[float](), 0.0
+    with watched(device) as told:
+        for index in range(WARM + chunks):
+            settle(device)
+            began = time.perf_counter()
+            decoder.push(x0)
+            settle(device)
+            took = 1000 * (time.perf_counter() - began)
+            warm += took if index < WARM else 0
+            samples += [took] if index >= WARM else []
+    return {"samples_ms": samples, "warm_s": warm / 1000, **told}
+
+
+def beside(made: Ours, codec: Codec, chunks: int) -> Any:
+    """A film in steady state, frames on the CPU, decoded beside the generator.
+
+    Args:
+        made: gives the student; its own film ends.
+        codec: decodes.
+        chunks: whose times are taken.
+
+    Returns:
+        Milliseconds of each chunk, and seconds from the request to a new film's first frames.
+    """
+    experiment, device = made.experiment, made.device
+    made.release()
+    tidy(device)
+    text = RandomText(experiment.model.text_tokens, experiment.model.text_width)
+    pipeline = Pipeline(
+        experiment, made.model, codec, text, weights={}, attention=made.facts["attention"]
+    )
+    pipeline.fast = made.fast
+    firsts = list[float]()
+    for seed in (0, 1, 2):
+        film = pipeline.films([Request("speed", (("a", 60.0),), seed)], 2)
+        settle(device)
+        began = time.perf_counter()
+        next(film)
+        firsts.append(time.perf_counter() - began)
+        film.close()  # pyright: ignore[reportAttributeAccessIssue]
+    memory = pipeline.memory(1)
+    fill(memory)
+    samples = list[float]()
+    with watched(device) as told:
+        request = Request("speed", (("a", 60.0),), 0)
+        began = time.perf_counter()
+        for _ in pipeline.films([request], WARM + chunks, memory=memory):
+            now = time.perf_counter()
+            samples.append(1000 * (now - began))
+            began = now
+    return {
+        "samples_ms": samples[WARM:],
+        "median_ms": median(samples[WARM:]),
+        "first_frames_s": firsts[-1],
+        **told,
+    }
