@@ -22,9 +22,9 @@ from cfmodel.config import (
 FAMILIES: tuple[Family, ...] = ("nano", "tiny", "wan-1.3b")
 DEFAULT_FAMILY: Family = "tiny"
 
-TINY_STUDENT = "tiny-context-1"
+TINY_STUDENT = "tiny-context-2"
 TINY_LOCAL = "tiny-local-3"
-TINY_STREAMED = "tiny-streamed-1"
+TINY_STREAMED = "tiny-streamed-2"
 LOCAL: Mapping[Family, str] = {"tiny": TINY_LOCAL}
 """Weights of stage 1: of the row without contextual distillation, and of systems that end there."""
 STREAMED: Mapping[Family, str] = {"tiny": TINY_STREAMED}

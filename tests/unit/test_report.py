@@ -195,7 +195,7 @@ def test_every_edit_of_a_report_without_films_is_found(whole: Path) -> None:
     wrong = check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
     assert set(wrong) == {*edits, *follows} - {"inputs/events.json"}
     (whole / "inputs" / "records.parquet").write_bytes(b"no")
-    with pytest.raises(ValueError, match="make the report again"):
+    with pytest.raises(ValueError, match="make it again"):
         check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
 
 
