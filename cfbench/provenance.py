@@ -1,6 +1,7 @@
 """What a film was made with: code revision, versions, machine; no paths and no host names."""
 
 import hashlib
+import os
 import platform
 import resource
 import subprocess
@@ -19,6 +20,8 @@ PACKAGES = (
     "safetensors",
 )
 GIT_TIMEOUT_S = 20
+TOLD = "CFBENCH_COMMIT"
+"""Variable that names the commit of a copy without its history, as in a container."""
 
 
 def revision(tree: Path | None = None) -> dict[str, Any]:
@@ -28,14 +31,15 @@ def revision(tree: Path | None = None) -> dict[str, Any]:
         tree: a folder of the checkout; default is this package's own.
 
     Returns:
-        ``commit`` (empty outside a checkout), ``dirty``, ``diff`` (12 hex digits over the change
+        ``commit`` (outside a checkout what ``CFBENCH_COMMIT`` says, or empty), ``dirty``, ``diff`` (12 hex digits over the change
         to tracked files, empty when clean) and the package ``version``.
     """
     tree = tree or Path(__file__).resolve().parent
     version = _version("contextforcing")
     # An installed copy may lie inside someone else's checkout: only a tracked tree counts.
     if not _git(tree, "ls-files", "--", "."):
-        return {"commit": "", "dirty": False, "diff": "", "version": version}
+        told = os.environ.get(TOLD, "")
+        return {"commit": told, "dirty": False, "diff": "", "version": version}
     commit = _git(tree, "rev-parse", "--verify", "-q", "HEAD") or b""
     change = _git(tree, "diff", "HEAD", "--binary") or b""
     digest = hashlib.sha256(change).hexdigest()[:12] if change else ""

@@ -65,3 +65,13 @@ def test_environment_has_versions_and_no_host():
     assert os.uname().nodename not in str(found)
     assert str(Path.home()) not in str(found)
     assert provenance.process_peak_gib() > 0.01
+
+
+def test_a_copy_without_history_is_told_its_commit(tmp_path: Path, monkeypatch):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("1\n")
+    monkeypatch.setenv(provenance.TOLD, "abc")
+    assert provenance.revision(tmp_path)["commit"] == "abc"
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-qm", "first")
+    assert len(provenance.revision(tmp_path)["commit"]) == 40  # a checkout knows better
