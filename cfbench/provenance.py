@@ -31,8 +31,9 @@ def revision(tree: Path | None = None) -> dict[str, Any]:
         tree: a folder of the checkout; default is this package's own.
 
     Returns:
-        ``commit`` (outside a checkout what ``CFBENCH_COMMIT`` says, or empty), ``dirty``, ``diff`` (12 hex digits over the change
-        to tracked files, empty when clean) and the package ``version``.
+        ``commit`` (outside a checkout what ``CFBENCH_COMMIT`` says, or empty), ``dirty``,
+        ``diff`` (12 hex digits over the change to tracked files, empty when clean) and the package
+        ``version``.
     """
     tree = tree or Path(__file__).resolve().parent
     version = _version("contextforcing")
