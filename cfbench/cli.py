@@ -249,6 +249,7 @@ def pack(
     to: Annotated[Path, typer.Option(help="Parquet file to write")],
     out: Out = OUT_DEFAULT,
     suite: SuiteName = SUITE_DEFAULT,
+    only: Annotated[str, typer.Option(help="systems to take, comma-separated; all if none")] = "",
     as_json: Json = False,
 ) -> None:
     """Writes what tables and curves read of a run, one row a film, to take elsewhere."""
@@ -256,7 +257,7 @@ def pack(
     from cfbench.packed import pack as write
     from cfbench.store import open_store
 
-    count = write(open_store(out), to, tier_of(suite))
+    count = write(open_store(out), to, tier_of(suite), [x for x in only.split(",") if x])
     say({"films": count, "table": str(to)}, as_json)
 
 

@@ -6,7 +6,7 @@ store of ten thousand films of a minute has 300 MB of lines; its packed file has
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ OWN = ("id", "prompt_id", "prompt_sha", "stratum", "seed", "started", "seconds",
 """Fields of a run that are its own; films of one key share the others."""
 CLIP = ("sha256", "bytes")
 VALUE, WINDOWS = "value:", "windows:"
-
-Bounds = tuple[tuple[float, float], ...]
+"""Columns of a dimension: its score, and start, end and value of one window after the other."""
 
 
 def kept_windows(score: Score) -> tuple[WindowScore, ...]:
@@ -37,27 +36,35 @@ def kept_windows(score: Score) -> tuple[WindowScore, ...]:
     return ()
 
 
-def pack(store: LocalStore, path: Path, tier: Tier) -> int:
+def pack(store: LocalStore, path: Path, tier: Tier, systems: Collection[str] = ()) -> int:
     """Write a store's films, of each system's newest key, and return how many there are.
 
-    Equal records give equal files. Scores are those of one tier; of a dimension's versions the
-    newest counts, as in every table.
+    Equal records give equal files. Of a dimension's versions the newest counts, as in every table.
+
+    Args:
+        store: the records.
+        path: the file to write.
+        tier: whose scores.
+        systems: those to take; all if none is named.
 
     Raises:
         CfError: the disk is full or refuses.
-        ValueError: a key's runs, or a dimension's windows, differ where they have to be alike.
+        ValueError: a key's runs, or scores of one dimension, differ where they have to be alike.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    runs = current_runs(store.runs())
+    every = current_runs(store.runs())
+    runs = [run for run in every if not systems or run.system in systems]
+    if absent := set(systems) - {run.system for run in every}:
+        raise ValueError(f"no films of {', '.join(sorted(absent))}; leave them out")
     mine = [score for score in store.scores() if score.tier == tier]
     versions = newest_versions(mine)
     scores: dict[str, dict[str, Score]] = {run.clip.sha256: {} for run in runs}
     for score in mine:
         if score.clip_sha in scores and score.version == versions[score.dimension]:
             scores[score.clip_sha][score.dimension] = score
-    shared, bounds = _shared(runs), dict[str, Bounds]()
+    shared = _shared(runs)
     names = sorted({name for found in scores.values() for name in found})
     about: dict[str, dict[str, Any]] = {}
     columns: dict[str, Any] = {"key": [_tag(run) for run in runs]}
@@ -70,15 +77,12 @@ def pack(store: LocalStore, path: Path, tier: Tier) -> int:
             {"version": row.version, "tier": row.tier, "schema": row.schema} for row in known
         )
         columns[VALUE + name] = pa.array([row and row.value for row in rows], pa.float32())
-        windows = [kept_windows(row) for row in known]
+        windows = [() if row is None else kept_windows(row) for row in rows]
         if any(windows):
-            bounds[name] = _alike(tuple((w.start_s, w.end_s) for w in row) for row in windows)
-            columns[WINDOWS + name] = pa.array(
-                [row and [w.value for w in kept_windows(row)] for row in rows],
-                pa.list_(pa.float32()),
-            )
+            flat = [[x for w in row for x in (w.start_s, w.end_s, w.value)] for row in windows]
+            columns[WINDOWS + name] = pa.array(flat, pa.list_(pa.float32()))
     columns["nulls"] = [_nulls(scores[run.clip.sha256].values()) for run in runs]
-    tree = {"schema": SCHEMA, "runs": shared, "scores": about, "windows": bounds}
+    tree = {"schema": SCHEMA, "runs": shared, "scores": about}
     table = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(tree, sort_keys=True)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=19)
@@ -164,10 +168,10 @@ def _scores(row: Mapping[str, Any], tree: Mapping[str, Any]) -> list[Score]:
         value = row[VALUE + name]
         if value is None and name not in nulls:
             continue  # never scored
-        values = row.get(WINDOWS + name) or []
+        flat = row.get(WINDOWS + name) or []
         windows = [
             {"start_s": start, "end_s": end, "value": each}
-            for (start, end), each in zip(tree["windows"].get(name, ()), values, strict=False)
+            for start, end, each in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
         reason, details = nulls.get(name, ("", {}))
         line = {
