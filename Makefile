@@ -15,6 +15,13 @@ SERIES ?= tiny/ours,tiny/uniform-2,tiny/no-slow,tiny/slow-4,tiny/self-forcing,ti
     tiny/longlive-6,tiny/longlive-12,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
 PROBES ?= 5
 RESULTS ?= out/results
+# What results/tiny/final is about, the rows of the paper first.
+ROWS ?= tiny/rendered-truth,tiny/ours,tiny/uniform-1,tiny/uniform-2,tiny/no-cdmd,tiny/absolute,$\
+    tiny/self-forcing,tiny/longlive,tiny/infinity-rope,tiny/no-slow,tiny/no-sink,tiny/surprisal-1,$\
+    tiny/tau-0.95,tiny/tau-0.90,tiny/rolling-forcing,tiny/causvid,tiny/streaming-llm,$\
+    tiny/ours-released,tiny/commit-forcing,tiny/pooled
+FINAL ?= out/final
+FINAL_PROMPTS ?= 256
 
 BIN := .venv/bin
 # The set-up is redone when what it installs changes, or when the checkout has moved.
@@ -25,7 +32,7 @@ STUDY := .venv/.installed-study-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce readme results check-results study test lint golden parity format coverage \
+.PHONY: help reproduce readme results final check-results study test lint golden parity format coverage \
     preview clean
 
 help:
@@ -55,9 +62,19 @@ results: $(CORE)
 	$(BIN)/cfbench report --out '$(RESULTS)' --to results/tiny/report --no-films --events \
 	    --recall '$(RESULTS)/recall'
 
-## check-results  whether results/tiny/report is what its own inputs give, to the byte
+## final       results/tiny/final anew: 256 prompts x 2 seeds, 60 s, every row; for a GPU, goes on where it stopped
+final: $(CORE)
+	test -d '$(FINAL)' || test ! -f results/tiny/final/inputs/records.parquet || \
+	    $(BIN)/cfbench unpack results/tiny/final/inputs/records.parquet --out '$(FINAL)'
+	$(BIN)/cfbench measure --systems $(ROWS) --prompts $(FINAL_PROMPTS) --seeds 2 --batch 32 \
+	    --attention sdpa --out '$(FINAL)'
+	rm -rf results/tiny/final
+	$(BIN)/cfbench report --out '$(FINAL)' --to results/tiny/final --no-films
+
+## check-results  whether results/tiny is what its own inputs give, to the byte
 check-results: $(CORE)
 	$(BIN)/cfbench report --check --to results/tiny/report
+	$(BIN)/cfbench report --check --to results/tiny/final
 
 # One torch thread a worker: workers share the cores instead of fighting for them.
 test: lint

@@ -333,6 +333,16 @@ def beside(axes: "Axes", place: float, text: str) -> None:
     )  # fmt: skip
 
 
+def p_text(p: float) -> str:
+    """A p value for a picture.
+
+    Example:
+        >>> p_text(0.0002), p_text(0.0214)
+        ('p < 0.001', 'p = 0.021')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def forest(out: Path, rows: Sequence[Difference]) -> None:
     """Paired differences of Total, ours minus each system, with 95 % intervals."""
     drawn = [row for row in rows if row.paired.mean.value is not None]
@@ -347,7 +357,7 @@ def forest(out: Path, rows: Sequence[Difference]) -> None:
             colour = INK if row.system in REFERENCES else (BLUE if clear else "#808080")
             whisker(axes, place, mean, colour)
             axes.plot(100 * (mean.value or 0), place, "s", color=colour, ms=5)
-            p = "" if row.p_holm is None else f"   p = {row.p_holm:.3f}"
+            p = "" if row.p_holm is None else f"   {p_text(row.p_holm)}"
             beside(axes, place, f"n = {row.paired.scored}/{row.paired.expected}{p}")
         axes.set_yticks(range(len(drawn)), [row.label for row in drawn])
         axes.set_ylim(len(drawn) - 0.4, -0.6)

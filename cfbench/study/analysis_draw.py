@@ -164,7 +164,7 @@ def forest(
                     [share] * 2, [place - 0.35, place + 0.5], color=VERMILION, lw=1, ls=":",
                     label="paper, as printed, over its three questions" if place == 0 else None,
                 )  # fmt: skip
-            p = "" if row.p_holm is None else f"  p = {row.p_holm:.3f}"
+            p = "" if row.p_holm is None else f"  {plots.p_text(row.p_holm)}"
             beside(axes, place, f"n = {row.n}{p}")
         names = [f"{labels[baselines[row.comparison]]}: {row.question}" for row in rows]
         axes.axvline(50, color=INK, lw=1, ls="--")
