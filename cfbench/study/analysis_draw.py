@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfbench.plots import BLUE, GREY, INK, VERMILION, beside, figure, whisker
+from cfbench.plots import BLUE, GREY, INK, VERMILION, beside, figure, p_text, whisker
 from cfbench.stats import Interval
 from cfbench.study.findings import Findings
 from cfbench.study.preference import Preference
@@ -164,7 +164,7 @@ def forest(
                     [share] * 2, [place - 0.35, place + 0.5], color=VERMILION, lw=1, ls=":",
                     label="paper, as printed, over its three questions" if place == 0 else None,
                 )  # fmt: skip
-            p = "" if row.p_holm is None else f"  {plots.p_text(row.p_holm)}"
+            p = "" if row.p_holm is None else f"  {p_text(row.p_holm)}"
             beside(axes, place, f"n = {row.n}{p}")
         names = [f"{labels[baselines[row.comparison]]}: {row.question}" for row in rows]
         axes.axvline(50, color=INK, lw=1, ls="--")
