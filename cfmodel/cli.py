@@ -111,6 +111,52 @@ def sample(
     _say(result if as_json else said)
 
 
+@app.command()
+def live(
+    preset: PresetName = "tiny",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="to listen on; 0 is any")] = 8000,
+    seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
+    sessions: Annotated[int, typer.Option(min=1, help="viewers at a time")] = 1,
+    weights: WeightsSource = None,
+    base: Base = None,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
+    compiled: Compiled = False,
+    trial: Annotated[
+        float | None,
+        typer.Option(help="watch this many seconds without a browser, tell figures and end"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a film in the browser while it is made; its prompt can be changed. docs/live.md."""
+    import time
+
+    from cfmodel import pipeline, presets
+    from cfmodel.live import serve as servers
+    from cfmodel.live import trial as trials
+
+    experiment = presets.preset(preset, tuple(overrides))
+    if weights is not None:
+        experiment = presets.override(experiment, (f"weights={weights}",))
+    began = time.monotonic()
+    loaded = pipeline.load(
+        experiment,
+        device=None if device == "auto" else device,
+        attention=cast(Any, attention),
+        base=base,
+        compiled=compiled,
+    )
+    if trial is None:
+        servers.serve(loaded, host=host, port=port, seed=seed, most=sessions)
+        return
+    load_s = time.monotonic() - began
+    with servers.served(loaded, seed=seed) as address:
+        result = trials.trial(loaded, address, trial, load_s=load_s)
+    _say(result if as_json else trials.lines(result))
+
+
 @presets_app.command("list")
 def list_presets(
     family: Annotated[

@@ -13,15 +13,16 @@ FIRST, SECOND = "a red ball", "a blue cube"
 CHANGES_AT, CHUNKS = 9, 13
 """Past the first pass of CausVid (7 chunks) and the window of every other preset."""
 PRESETS = (
-    "ours", "no-slow", "absolute", "longlive-recache", "infinity-rope-flush", "self-forcing",
-    "rolling-forcing", "causvid",
+    "ours", "ours memory.switch=flush", "ours memory.switch=cut", "absolute", "longlive-recache",
+    "self-forcing", "rolling-forcing", "causvid",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_stream_is_the_film_of_the_same_texts_at_the_same_chunks(name):
     """A switch that fires at another chunk, twice or never shows here."""
-    pipeline = load(preset(f"nano/{name}"), device="cpu")
+    row, *changes = name.split()
+    pipeline = load(preset(f"nano/{row}", tuple(changes)), device="cpu")
     geometry = pipeline.experiment.geometry
     begins = geometry.pixel_frames(CHANGES_AT * geometry.chunk) / geometry.fps
     request = Request("a", ((FIRST, begins), (SECOND, 60.0)), 5)

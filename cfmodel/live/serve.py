@@ -1,0 +1,175 @@
+"""The verb ``live``: an experiment loaded once, its page served until it is stopped."""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from cfmodel.config import Experiment
+from cfmodel.live import routes
+from cfmodel.live.film import film_of, limit
+from cfmodel.live.fragments import KINDS, FragmentWriter, Kind
+from cfmodel.live.session import Session
+from cfmodel.live.sessions import Sessions
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+    from cfmodel.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+AHEAD_CHUNKS = 2
+"""Chunks by which generation may run ahead of playback."""
+GRACE_S = 6
+"""For requests that wait for a chunk when the server is stopped."""
+EXAMPLES = (
+    "A red cube hops on grass under a clear sky.",
+    "A blue ball rolls on sand under a cloudy sky.",
+)
+
+
+def stage_of(pipeline: "Pipeline", *, seed: int, most: int = 1) -> routes.Stage:
+    """What a loaded experiment's server shows.
+
+    Args:
+        pipeline: makes the films; sessions take turns with it, a chunk each.
+        seed: of every film.
+        most: sessions at a time.
+    """
+    experiment = pipeline.experiment
+    geometry = experiment.geometry
+    turn = threading.Lock()
+    ahead_s = AHEAD_CHUNKS * geometry.chunk_seconds
+
+    def writer(kind: Kind) -> FragmentWriter:
+        return FragmentWriter(kind, fps=geometry.fps, height=geometry.height, width=geometry.width)
+
+    def make(text: str, kind: Kind) -> Session:
+        film = film_of(pipeline, text, seed)
+        return Session(film, text, writer(kind), fps=geometry.fps, ahead_s=ahead_s, turn=turn)
+
+    kinds = [{"kind": kind, "mime": writer(kind).mime} for kind in KINDS]
+    about = {**_about(experiment), "seed": seed, "ahead_s": ahead_s, "kinds": kinds}
+    about |= {"device": pipeline.device, "weights": pipeline.weights["student"]}
+    return routes.Stage(Sessions(make, most), lambda text: check(text, experiment), about)
+
+
+def check(text: str, experiment: Experiment) -> list[str]:
+    """Warnings about a prompt.
+
+    Raises:
+        ValueError: it is empty, too long, or holds what is no text.
+    """
+    from cfmodel.sample import check_scripts, script_of
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1} of the prompt is half of one; type it again"
+        ) from error
+    return check_scripts([script_of(text, 1.0)], experiment)
+
+
+def _about(experiment: Experiment) -> dict[str, Any]:
+    geometry, memory = experiment.geometry, experiment.memory
+    return {
+        "preset": f"{experiment.family}/{experiment.name}",
+        "label": experiment.label,
+        "key": experiment.key(),
+        "fps": geometry.fps,
+        "height": geometry.height,
+        "width": geometry.width,
+        "chunk": geometry.chunk,
+        "stride": geometry.vae_stride[0],
+        "sink": memory.sink,
+        "slow": memory.slow,
+        "fast": memory.fast,
+        "promotion": memory.promotion,
+        "tau": memory.tau,
+        "positions": memory.positions,
+        "switch": memory.switch,
+        "max_bytes": experiment.text.max_bytes,
+        "limit": limit(experiment).why,
+        "examples": list(EXAMPLES) if experiment.family == "tiny" else [],
+    }
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound, 0 being any free port.
+
+    Raises:
+        ValueError: no such address, or a port that is taken.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        one = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ValueError(f"--host {host}: {error.strerror}; use 127.0.0.1") from error
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind(address)
+    except OSError as error:
+        one.close()
+        raise ValueError(
+            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    return one
+
+
+def serve(pipeline: "Pipeline", *, host: str, port: int, seed: int, most: int) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        pipeline: makes the films.
+        host: address to listen on.
+        port: to listen on; 0 is any.
+        seed: of every film.
+        most: sessions at a time.
+
+    Raises:
+        ValueError: the address cannot be listened on.
+    """
+    stage = stage_of(pipeline, seed=seed, most=most)
+    with bound(host, port) as listening, contextlib.suppress(KeyboardInterrupt):
+        where, there = listening.getsockname()[:2]
+        log.info("live page at http://%s:%d; %s", where, there, stage.about["limit"])
+        _server(stage).run([listening])
+    stage.sessions.stop("the server was stopped")
+    log.info("stopped")
+
+
+@contextlib.contextmanager
+def served(pipeline: "Pipeline", *, seed: int = 0, most: int = 1) -> Generator[str]:
+    """The address of a server in a thread of this process, at a free port; for trials and tests.
+
+    Raises:
+        RuntimeError: the server does not start.
+    """
+    stage = stage_of(pipeline, seed=seed, most=most)
+    server = _server(stage)
+    with bound("127.0.0.1", 0) as listening:
+        # Connections that come before the server accepts them wait in the socket.
+        listening.listen()
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            stage.sessions.stop("the server was stopped")
+            server.should_exit = True
+            thread.join()
+
+
+def _server(stage: routes.Stage) -> "Server":
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            routes.make_app(stage), log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )  # fmt: skip

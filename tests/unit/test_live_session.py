@@ -1,0 +1,220 @@
+"""A live session over a film of plain pictures: demand, pace, prompts, and every way to end."""
+
+import io
+import threading
+from itertools import count
+
+import av
+import numpy as np
+import pytest
+
+from cfmodel.live.film import film_of, limit
+from cfmodel.live.fragments import KINDS, FragmentWriter
+from cfmodel.live.session import STOPPED, Session, Shot
+from cfmodel.live.sessions import BusyError, Sessions
+from cfmodel.memory.base import FrameSlot
+from cfmodel.pipeline import Request, load
+from cfmodel.presets import preset
+
+WAIT_S = 20.0
+SHORT_S = 0.2
+"""Long enough for a thread to do what it must not do: a chunk here takes microseconds."""
+FPS = 16
+
+
+class Plain:
+    """A writer whose bytes are the number of its frames."""
+
+    def push(self, frames_RYXC):
+        return f"{len(frames_RYXC)};".encode()
+
+    def close(self):
+        return b"end"
+
+
+class Pictures:
+    """A film of grey chunks that remembers which texts it asked for."""
+
+    def __init__(self, chunks=None, fails_at=None):
+        self.chunks, self.fails_at, self.texts = chunks, fails_at, []
+
+    def __call__(self, ask):
+        for chunk in count() if self.chunks is None else range(self.chunks):
+            if chunk == self.fails_at:
+                raise RuntimeError("out of memory")
+            self.texts.append(ask(chunk))
+            slow = tuple(FrameSlot(frame, "slow", 0) for frame in range(0, chunk * 3, 6))
+            yield Shot(np.zeros((12 if chunk else 9, 8, 8, 3), np.uint8), slow)
+
+
+@pytest.fixture
+def begin():
+    begun = []
+
+    def call(film, *, ahead_s=1e9, gone_s=WAIT_S, clock=None):
+        clocks = {} if clock is None else {"clock": clock}
+        session = Session(
+            film, "first", Plain(), fps=FPS, ahead_s=ahead_s, turn=threading.Lock(),
+            gone_s=gone_s, **clocks,
+        )  # fmt: skip
+        begun.append(session)
+        session.start()
+        return session
+
+    yield call
+    for session in begun:
+        session.stop("the test is over")
+        session.join(WAIT_S)
+        assert not session.is_working
+
+
+def test_a_changed_prompt_takes_effect_at_the_next_chunk_and_at_none_before(begin):
+    film = Pictures()
+    session = begin(film)
+    told = [session.take(chunk, WAIT_S).made for chunk in range(2)]
+    assert session.change("second") == 2
+    told += [session.take(chunk, WAIT_S).made for chunk in range(2, 4)]
+    assert [made.prompt for made in told] == [1, 1, 2, 2]
+    assert film.texts == ["first", "first", "second", "second"]
+    assert [made.start_s for made in told] == [0, 9 / FPS, 21 / FPS, 33 / FPS]
+    assert [made.promoted for made in told] == [(), (0,), (), (6,)]
+
+
+def test_nothing_is_made_that_is_not_asked_for(begin):
+    film = Pictures()
+    session = begin(film)
+    assert session.take(0, WAIT_S).data == b"9;"
+    session.join(SHORT_S)
+    assert session.is_working
+    assert len(film.texts) == 1
+
+
+def test_generation_runs_ahead_of_playback_by_no_more_than_it_may(begin):
+    now = [100.0]
+    film = Pictures()
+    session = begin(film, ahead_s=1.5, clock=lambda: now[0])
+    # Chunk 3 begins 33 / 16 s = 2.06 s into the film, and no time has passed.
+    assert [session.take(chunk, WAIT_S) is not None for chunk in range(3)] == [True] * 3
+    assert session.take(3, SHORT_S) is None
+    now[0] += 0.6
+    assert session.take(3, WAIT_S) is not None
+    assert len(film.texts) == 4
+
+
+def test_a_chunk_may_be_asked_for_again_until_the_next_one_is(begin):
+    session = begin(Pictures())
+    first = session.take(0, WAIT_S)
+    assert session.take(0, WAIT_S) == first
+    session.take(1, WAIT_S)
+    with pytest.raises(ValueError, match="expected 1 or 2"):
+        session.take(0, WAIT_S)
+    with pytest.raises(ValueError, match="expected 1 or 2"):
+        session.take(3, WAIT_S)
+
+
+def test_a_viewer_cannot_ask_far_ahead_of_what_is_made(begin):
+    session = begin(Pictures(), ahead_s=0.0, clock=lambda: 0.0)
+    session.take(0, WAIT_S)
+    assert session.take(1, 0) is None
+    with pytest.raises(ValueError, match="before 1 was made"):
+        session.take(2, 0)
+
+
+def test_a_film_ends_with_its_last_bytes_and_a_reason(begin):
+    session = begin(Pictures(chunks=2))
+    assert [session.take(chunk, WAIT_S).data for chunk in range(3)] == [b"9;", b"12;", b"end"]
+    session.join(WAIT_S)
+    assert "longest length" in session.ended
+    assert session.take(3, WAIT_S) is None
+
+
+def test_a_film_that_fails_says_why(begin):
+    session = begin(Pictures(fails_at=1))
+    assert session.take(0, WAIT_S) is not None
+    assert session.take(1, WAIT_S) is None
+    assert session.ended == "the film failed: out of memory"
+
+
+def test_generation_stops_when_the_viewer_stops_or_is_not_heard_of(begin):
+    session = begin(Pictures())
+    session.take(0, WAIT_S)
+    session.stop(STOPPED)
+    session.join(WAIT_S)
+    assert not session.is_working
+    assert session.ended == STOPPED
+    silent = begin(Pictures(), gone_s=SHORT_S)
+    silent.join(WAIT_S)
+    assert not silent.is_working
+    assert "not heard of" in silent.ended
+
+
+def test_a_second_viewer_is_told_that_it_is_busy_and_let_in_when_the_first_leaves():
+    made = []
+
+    def make(text, kind):
+        made.append((text, kind))
+        return Session(
+            Pictures(), text, Plain(), fps=FPS, ahead_s=1e9, turn=threading.Lock(), gone_s=WAIT_S
+        )
+
+    sessions = Sessions(make)
+    first = sessions.begin("first", "h264")
+    with pytest.raises(BusyError, match="1 of 1 sessions"):
+        sessions.begin("second", "vp9")
+    sessions.find(first).stop(STOPPED)
+    second = sessions.begin("second", "vp9")
+    assert sessions.find(second) is not sessions.find(first)
+    assert made == [("first", "h264"), ("second", "vp9")]
+    assert sessions.find("nobody") is None
+    sessions.stop("the test is over")
+    sessions.find(second).join(WAIT_S)
+
+
+def test_a_live_film_is_the_film_that_sample_makes_with_one_change_of_prompt(begin):
+    pipeline = load(preset("nano"), device="cpu")
+    film = film_of(pipeline, "first", 3)
+    shots = film(lambda chunk: "first" if chunk < 2 else "second")
+    live = np.concatenate([next(shots).frames_RYXC for _ in range(4)])
+    geometry = pipeline.experiment.geometry
+    change_s = geometry.pixel_frames(2 * geometry.chunk) / geometry.fps
+    from cfmodel.sample import script_of
+
+    request = Request(script_of("first", 9.0).id, (("first", change_s), ("second", 9.0)), 3)
+    made = np.concatenate([part[0].numpy() for part in pipeline.films([request], 4)])
+    assert np.array_equal(live, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "why"),
+    [
+        ("ours", None, "stay below 21"),
+        ("infinity-rope", None, "stay below 6"),
+        ("causvid", None, "begins at position 0"),
+        ("absolute", 115_201, "grow with the film"),
+        ("full-context", 81, "forgets nothing"),
+    ],
+)
+def test_films_go_on_as_long_as_memory_allows(name, chunks, why):
+    found = limit(preset(f"nano/{name}"))
+    assert found.chunks == chunks
+    assert why in found.why
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fragments_joined_are_one_film_and_each_push_gives_what_it_can(kind):
+    frames = np.random.default_rng(0).integers(0, 255, (21, 64, 64, 3)).astype(np.uint8)
+    writer = FragmentWriter(kind, fps=FPS, height=64, width=64)
+    first = writer.push(frames[:9])
+    assert first[4:8] == b"ftyp"
+    assert (first.count(b"moof"), first.count(b"ftyp")) == (8, 1)
+    second, end = writer.push(frames[9:]), writer.close()
+    assert (second.count(b"moof"), end.count(b"moof")) == (12, 1)
+    with av.open(io.BytesIO(first + second + end)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(shown) == 21
+    name = "avc1." if kind == "h264" else "vp09."
+    assert writer.mime.startswith(f'video/mp4; codecs="{name}')
+    with pytest.raises(ValueError, match="expected"):
+        FragmentWriter(kind, fps=FPS, height=64, width=64).push(frames[:, :32])
+    with pytest.raises(ValueError, match="even sizes"):
+        FragmentWriter(kind, fps=FPS, height=63, width=64)
