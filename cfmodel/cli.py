@@ -140,17 +140,22 @@ def live(
     experiment = presets.preset(preset, tuple(overrides))
     if weights is not None:
         experiment = presets.override(experiment, (f"weights={weights}",))
-    began = time.monotonic()
-    loaded = pipeline.load(
-        experiment,
-        device=None if device == "auto" else device,
-        attention=cast(Any, attention),
-        base=base,
-        compiled=compiled,
-    )
+
+    def load() -> pipeline.Pipeline:
+        return pipeline.load(
+            experiment,
+            device=None if device == "auto" else device,
+            attention=cast(Any, attention),
+            base=base,
+            compiled=compiled,
+        )
+
     if trial is None:
-        servers.serve(loaded, host=host, port=port, seed=seed, most=sessions)
+        servers.serve(load, host=host, port=port, seed=seed, most=sessions)
         return
+    trials.check(trial)
+    began = time.monotonic()
+    loaded = load()
     load_s = time.monotonic() - began
     with servers.served(loaded, seed=seed) as address:
         result = trials.trial(loaded, address, trial, load_s=load_s)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from cfmodel.config import Experiment
@@ -25,10 +25,17 @@ AHEAD_CHUNKS = 2
 """Chunks by which generation may run ahead of playback."""
 GRACE_S = 6
 """For requests that wait for a chunk when the server is stopped."""
-EXAMPLES = (
-    "A red cube hops on grass under a clear sky.",
-    "A blue ball rolls on sand under a cloudy sky.",
+SCENE = "A red cube hops on grass under a clear sky."
+EVENTS = (
+    "The camera holds still.",
+    "The camera pans away to the left.",
+    "The view lingers on the other place.",
+    "The camera pans back to the right.",
+    "The cube leaves to the right.",
+    "The cube comes back from the right.",
+    "The camera swings around the cube.",
 )
+"""What the tiny model was trained to follow in mid-film, about the same scene."""
 
 
 def stage_of(pipeline: "Pipeline", *, seed: int, most: int = 1) -> routes.Stage:
@@ -94,12 +101,14 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "switch": memory.switch,
         "max_bytes": experiment.text.max_bytes,
         "limit": limit(experiment).why,
-        "examples": list(EXAMPLES) if experiment.family == "tiny" else [],
+        "examples": [f"{SCENE} {event}" for event in EVENTS] if experiment.family == "tiny" else [],
     }
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound, 0 being any free port.
+    """A socket that listens, at any free port if ``port`` is 0.
+
+    Connections that come before the server accepts them wait in it.
 
     Raises:
         ValueError: no such address, or a port that is taken.
@@ -112,6 +121,7 @@ def bound(host: str, port: int) -> socket.socket:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         one.bind(address)
+        one.listen()
     except OSError as error:
         one.close()
         raise ValueError(
@@ -120,11 +130,11 @@ def bound(host: str, port: int) -> socket.socket:
     return one
 
 
-def serve(pipeline: "Pipeline", *, host: str, port: int, seed: int, most: int) -> None:
+def serve(load: Callable[[], "Pipeline"], *, host: str, port: int, seed: int, most: int) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
-        pipeline: makes the films.
+        load: gives what makes the films; called when the address is known to be free.
         host: address to listen on.
         port: to listen on; 0 is any.
         seed: of every film.
@@ -133,11 +143,13 @@ def serve(pipeline: "Pipeline", *, host: str, port: int, seed: int, most: int) -
     Raises:
         ValueError: the address cannot be listened on.
     """
-    stage = stage_of(pipeline, seed=seed, most=most)
-    with bound(host, port) as listening, contextlib.suppress(KeyboardInterrupt):
+    with bound(host, port) as listening:
+        stage = stage_of(load(), seed=seed, most=most)
         where, there = listening.getsockname()[:2]
         log.info("live page at http://%s:%d; %s", where, there, stage.about["limit"])
-        _server(stage).run([listening])
+        # The server ends by itself at an interrupt, and raises it again when it has.
+        with contextlib.suppress(KeyboardInterrupt):
+            _server(stage).run([listening])
     stage.sessions.stop("the server was stopped")
     log.info("stopped")
 
@@ -152,8 +164,6 @@ def served(pipeline: "Pipeline", *, seed: int = 0, most: int = 1) -> Generator[s
     stage = stage_of(pipeline, seed=seed, most=most)
     server = _server(stage)
     with bound("127.0.0.1", 0) as listening:
-        # Connections that come before the server accepts them wait in the socket.
-        listening.listen()
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

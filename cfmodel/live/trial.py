@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from cfmodel.pipeline import Pipeline
 
 TICK_S = 0.01
+LEAST_S = 5.0
 SLACK_S = 0.4
 """As in the page, beyond twice the time that a chunk takes to come."""
-FIRST = "A red cube hops on grass under a clear sky."
-SECOND = "A blue ball rolls on sand under a cloudy sky."
+FIRST = "A red cube hops on grass under a clear sky. The camera holds still."
+SECOND = "A red cube hops on grass under a clear sky. The camera pans away to the left."
 
 
 @dataclass
@@ -79,12 +80,11 @@ def trial(pipeline: "Pipeline", address: str, seconds: float, *, load_s: float) 
 
     Raises:
         RuntimeError: the server refuses, the film ends early, or frames are missing.
-        ValueError: less than 5 s, in which a new prompt may not be seen.
+        ValueError: see ``check``.
     """
     import torch
 
-    if seconds < 5:
-        raise ValueError(f"a trial of {seconds:g} s: expected at least 5 s, to see a new prompt")
+    check(seconds)
     about = json.loads(_get(address, "/api/about"))
     for name in ("/", "/live.js", "/live.css"):
         _get(address, name)
@@ -107,6 +107,18 @@ def trial(pipeline: "Pipeline", address: str, seconds: float, *, load_s: float) 
         "stalls": watched.head.stalls, "stalled_s": round(watched.head.stalled_s, 3),
         "weights": pipeline.weights["student"],
     }  # fmt: skip
+
+
+def check(seconds: float) -> None:
+    """Whether a trial is long enough.
+
+    Raises:
+        ValueError: less than 5 s, in which a new prompt may not be seen.
+    """
+    if seconds < LEAST_S:
+        raise ValueError(
+            f"--trial {seconds:g}: expected at least {LEAST_S:g} s, to see a new prompt"
+        )
 
 
 def lines(result: dict[str, Any]) -> list[str]:

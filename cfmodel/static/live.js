@@ -62,6 +62,7 @@ async function start(prompt) {
   const source = new MediaSource();
   const run = {
     session: tree.session, source, buffer: null, next: 0, took_s: 0, states: [], started: false,
+    leave: new AbortController(),
     prompts: new Map([[1, { text: prompt, asked: performance.now() }]]), thumbs: new Map(),
     held: new Set(), last: null,
   };
@@ -90,6 +91,7 @@ function finish(run, text, bad = false) {
   if (run !== now) return;
   now = null;
   clearInterval(run.alive);
+  run.leave.abort();
   phase("idle");
   say(text, bad);
 }
@@ -116,7 +118,8 @@ async function fetchAll(run) {
       continue;
     }
     const began = performance.now();
-    const reply = await post("chunk", { session: run.session, chunk: run.next });
+    const ask = { session: run.session, chunk: run.next };
+    const reply = await post("chunk", ask, { signal: run.leave.signal });
     if (run !== now) return;
     if (reply.status === 204) continue;
     if (!reply.ok) { await end(run, await reply.json()); return; }
@@ -245,6 +248,14 @@ function count() {
   at("bytes").textContent = `${size} / ${about.max_bytes} bytes`;
 }
 
+function example(text) {
+  const button = document.createElement("button");
+  button.type = "submit";
+  button.textContent = text;
+  button.addEventListener("click", () => { at("prompt").value = text; count(); });
+  return button;
+}
+
 async function main() {
   about = await (await fetch("/api/about")).json();
   at("preset").textContent = `${about.preset}, ${about.label}`;
@@ -255,6 +266,7 @@ async function main() {
     `sink ${about.sink}, slow ${about.slow}, fast ${about.fast ?? "without end"} latent frames; ` +
     `promotion ${about.promotion}, tau ${about.tau}; a new prompt: ${about.switch}. ` +
     "A slot names its latent frame and that frame's time.";
+  for (const text of about.examples) at("examples").append(example(text));
   at("prompt").value = about.examples[0] ?? "";
   count();
   const plays = (one) => "MediaSource" in window && MediaSource.isTypeSupported(one.mime);

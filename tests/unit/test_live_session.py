@@ -209,7 +209,7 @@ def test_fragments_joined_are_one_film_and_each_push_gives_what_it_can(kind):
     assert (first.count(b"moof"), first.count(b"ftyp")) == (8, 1)
     second, end = writer.push(frames[9:]), writer.close()
     assert (second.count(b"moof"), end.count(b"moof")) == (12, 1)
-    with av.open(io.BytesIO(first + second + end)) as container:
+    with av.open(io.BytesIO(first + second + end), "r") as container:
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(shown) == 21
     name = "avc1." if kind == "h264" else "vp09."
