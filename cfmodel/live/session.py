@@ -202,6 +202,9 @@ class Session:
         except (RuntimeError, ValueError, OSError) as error:
             log.exception("a live film failed")
             self.stop(f"the film failed: {error}")
+        finally:
+            # Of an error that nobody foresaw the viewer is told too.
+            self.stop("the film broke off; see the server's log")
 
     def _make(self) -> None:
         shots = self._film(self._ask)

@@ -35,13 +35,13 @@ class Plain:
 class Pictures:
     """A film of grey chunks that remembers which texts it asked for."""
 
-    def __init__(self, chunks=None, fails_at=None):
-        self.chunks, self.fails_at, self.texts = chunks, fails_at, []
+    def __init__(self, chunks=None, fails_at=None, error=RuntimeError):
+        self.chunks, self.fails_at, self.error, self.texts = chunks, fails_at, error, []
 
     def __call__(self, ask):
         for chunk in count() if self.chunks is None else range(self.chunks):
             if chunk == self.fails_at:
-                raise RuntimeError("out of memory")
+                raise self.error("out of memory")
             self.texts.append(ask(chunk))
             slow = tuple(FrameSlot(frame, "slow", 0) for frame in range(0, chunk * 3, 6))
             yield Shot(np.zeros((12 if chunk else 9, 8, 8, 3), np.uint8), slow)
@@ -133,6 +133,13 @@ def test_a_film_that_fails_says_why(begin):
     assert session.take(0, WAIT_S) is not None
     assert session.take(1, WAIT_S) is None
     assert session.ended == "the film failed: out of memory"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_film_that_fails_as_nobody_foresaw_ends_too(begin):
+    session = begin(Pictures(fails_at=0, error=KeyError))
+    assert session.take(0, WAIT_S) is None
+    assert "broke off" in session.ended
 
 
 def test_generation_stops_when_the_viewer_stops_or_is_not_heard_of(begin):
