@@ -19,6 +19,8 @@ TICK_S = 0.01
 LEAST_S = 5.0
 SLACK_S = 0.4
 """As in the page, beyond twice the time that a chunk takes to come."""
+FADE = 0.9
+"""As in the page: of a slow chunk, from one to the next."""
 FIRST = "A red cube hops on grass under a clear sky. The camera holds still."
 SECOND = "A red cube hops on grass under a clear sky. The camera pans away to the left."
 
@@ -150,7 +152,7 @@ def _watch(address: str, about: dict[str, Any], seconds: float) -> tuple[_Watche
         reply = _post(address, "chunk", ask)
         if reply.status == 204:
             continue
-        took_s = time.monotonic() - asked
+        took_s = max(time.monotonic() - asked, FADE * took_s)
         watched.film += reply.data
         if not watched.told:
             _decoded(reply.data)

@@ -6,6 +6,8 @@ const TICK_MS = 50;
 const ALIVE_MS = 3000;
 const KEEP_S = 15; // of what was shown, before the browser is told to forget it
 const SLACK_S = 0.4; // beyond twice the time that a chunk takes to come
+const FADE = 0.9; // of a slow chunk, from one to the next
+const MOST_LINES = 200; // of a list
 const THUMB = { width: 68, height: 40 };
 const THUMBS_BEHIND = 60; // latent frames whose picture is kept though no slot holds them
 
@@ -125,7 +127,7 @@ async function fetchAll(run) {
     if (!reply.ok) { await end(run, await reply.json()); return; }
     const told = reply.headers.get("x-live");
     await add(run, await reply.arrayBuffer());
-    run.took_s = (performance.now() - began) / 1000;
+    run.took_s = Math.max((performance.now() - began) / 1000, FADE * run.took_s);
     run.next += 1;
     if (told) run.states.push(JSON.parse(told));
   }
@@ -186,6 +188,9 @@ function line(list, text, first = false) {
   const item = document.createElement("li");
   item.textContent = text;
   if (first) at(list).prepend(item); else at(list).append(item);
+  if (at(list).childElementCount > MOST_LINES) {
+    at(list)[first ? "lastElementChild" : "firstElementChild"].remove();
+  }
 }
 
 const seconds = (frame) => (frame ? 1 + about.stride * (frame - 1) : 0) / about.fps;
@@ -251,7 +256,8 @@ function count() {
 function example(text) {
   const button = document.createElement("button");
   button.type = "submit";
-  button.textContent = text;
+  button.textContent = text.split(". ").pop();
+  button.title = text;
   button.addEventListener("click", () => { at("prompt").value = text; count(); });
   return button;
 }
