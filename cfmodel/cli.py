@@ -131,8 +131,6 @@ def live(
     as_json: Json = False,
 ) -> None:
     """Show a film in the browser while it is made; its prompt can be changed. docs/live.md."""
-    import time
-
     from cfmodel import pipeline, presets
     from cfmodel.live import serve as servers
     from cfmodel.live import trial as trials
@@ -154,12 +152,9 @@ def live(
         servers.serve(load, host=host, port=port, seed=seed, most=sessions)
         return
     trials.check(trial)
-    began = time.monotonic()
-    loaded = load()
-    load_s = time.monotonic() - began
-    with servers.served(loaded, seed=seed) as address:
-        result = trials.trial(loaded, address, trial, load_s=load_s)
-    _say(result if as_json else trials.lines(result))
+    with servers.served(load(), seed=seed) as address:
+        result = trials.trial(address, trial)
+    _say(result if as_json else [f"{name}: {value}" for name, value in result.items()])
 
 
 @presets_app.command("list")

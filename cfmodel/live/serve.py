@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cfmodel.config import Experiment
 from cfmodel.live import routes
@@ -47,8 +47,7 @@ def stage_of(pipeline: "Pipeline", *, seed: int, most: int = 1) -> routes.Stage:
         most: sessions at a time.
     """
     experiment = pipeline.experiment
-    geometry = experiment.geometry
-    turn = threading.Lock()
+    geometry, turn = experiment.geometry, threading.Lock()
     ahead_s = AHEAD_CHUNKS * geometry.chunk_seconds
 
     def writer(kind: Kind) -> FragmentWriter:
@@ -58,9 +57,17 @@ def stage_of(pipeline: "Pipeline", *, seed: int, most: int = 1) -> routes.Stage:
         film = film_of(pipeline, text, seed)
         return Session(film, text, writer(kind), fps=geometry.fps, ahead_s=ahead_s, turn=turn)
 
-    kinds = [{"kind": kind, "mime": writer(kind).mime} for kind in KINDS]
-    about = {**_about(experiment), "seed": seed, "ahead_s": ahead_s, "kinds": kinds}
-    about |= {"device": pipeline.device, "weights": pipeline.weights["student"]}
+    about = {
+        "preset": f"{experiment.family}/{experiment.name}",
+        "key": experiment.key(),
+        "experiment": experiment.to_json(),
+        "limit": limit(experiment).why,
+        "examples": [f"{SCENE} {event}" for event in EVENTS] if experiment.family == "tiny" else [],
+        "device": pipeline.device,
+        "seed": seed,
+        "ahead_s": ahead_s,
+        "kinds": [{"kind": kind, "mime": writer(kind).mime} for kind in KINDS],
+    }
     return routes.Stage(Sessions(make, most), lambda text: check(text, experiment), about)
 
 
@@ -81,30 +88,6 @@ def check(text: str, experiment: Experiment) -> list[str]:
     return check_scripts([script_of(text, 1.0)], experiment)
 
 
-def _about(experiment: Experiment) -> dict[str, Any]:
-    geometry, memory = experiment.geometry, experiment.memory
-    return {
-        "preset": f"{experiment.family}/{experiment.name}",
-        "label": experiment.label,
-        "key": experiment.key(),
-        "fps": geometry.fps,
-        "height": geometry.height,
-        "width": geometry.width,
-        "chunk": geometry.chunk,
-        "stride": geometry.vae_stride[0],
-        "sink": memory.sink,
-        "slow": memory.slow,
-        "fast": memory.fast,
-        "promotion": memory.promotion,
-        "tau": memory.tau,
-        "positions": memory.positions,
-        "switch": memory.switch,
-        "max_bytes": experiment.text.max_bytes,
-        "limit": limit(experiment).why,
-        "examples": [f"{SCENE} {event}" for event in EVENTS] if experiment.family == "tiny" else [],
-    }
-
-
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens, at any free port if ``port`` is 0.
 
@@ -114,20 +97,15 @@ def bound(host: str, port: int) -> socket.socket:
         ValueError: no such address, or a port that is taken.
     """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        one = socket.socket(family, kind, proto)
+        return socket.create_server((host, port), family=_family(host))
     except OSError as error:
-        raise ValueError(f"--host {host}: {error.strerror}; use 127.0.0.1") from error
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        one.bind(address)
-        one.listen()
-    except OSError as error:
-        one.close()
         raise ValueError(
-            f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
+            f"cannot listen at {host}:{port}: {error.strerror}; choose another --host or --port"
         ) from error
-    return one
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def serve(load: Callable[[], "Pipeline"], *, host: str, port: int, seed: int, most: int) -> None:
@@ -155,13 +133,9 @@ def serve(load: Callable[[], "Pipeline"], *, host: str, port: int, seed: int, mo
 
 
 @contextlib.contextmanager
-def served(pipeline: "Pipeline", *, seed: int = 0, most: int = 1) -> Generator[str]:
-    """The address of a server in a thread of this process, at a free port; for trials and tests.
-
-    Raises:
-        RuntimeError: the server does not start.
-    """
-    stage = stage_of(pipeline, seed=seed, most=most)
+def served(pipeline: "Pipeline", *, seed: int = 0) -> Generator[str]:
+    """The address of a server in a thread of this process, for trials and tests."""
+    stage = stage_of(pipeline, seed=seed)
     server = _server(stage)
     with bound("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

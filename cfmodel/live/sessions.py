@@ -1,4 +1,4 @@
-"""The sessions of a server: a bounded number at a time, each known by a name that is a secret."""
+"""The sessions of a server: a bounded number at a time, each known by a secret name."""
 
 import secrets
 import threading
@@ -8,7 +8,7 @@ from cfmodel.live.fragments import Kind
 from cfmodel.live.session import Session
 
 LEAVING_S = 2.0
-"""How long a new viewer waits for one who has left and whose last chunk is still being made."""
+"""How long a new viewer waits for one who has left and whose last chunk is being made."""
 KEPT = 8
 """Sessions that ended and whose last bytes may still be fetched."""
 
@@ -21,47 +21,42 @@ class Sessions:
     """Begins sessions and finds them again.
 
     Args:
-        make: a session of a first prompt and a kind of codec, not started.
+        make: begins a session of a first prompt and a kind of codec.
         most: sessions at a time.
     """
 
-    def __init__(self, make: Callable[[str, Kind], Session], most: int = 1) -> None:
+    def __init__(self, make: Callable[[str, Kind], Session], most: int) -> None:
         self._make, self._most = make, most
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._by_name: dict[str, Session] = {}
 
     def begin(self, text: str, kind: Kind) -> str:
-        """Start a session. Returns its name.
+        """Begin a session. Returns its name.
 
         Raises:
             BusyError: as many as there may be go on.
         """
         with self._lock:
-            for session in self._working():
+            for session in self._by_name.values():
                 if session.ended is not None:
-                    session.join(LEAVING_S)
-            if len(self._working()) >= self._most:
+                    session.thread.join(LEAVING_S)
+            done = [name for name, one in self._by_name.items() if not one.thread.is_alive()]
+            if len(self._by_name) - len(done) >= self._most:
                 raise BusyError(
                     f"busy: {self._most} of {self._most} sessions have a viewer; try again when "
                     "one has left"
                 )
-            done = [name for name, session in self._sessions.items() if not session.is_working]
             for name in done[:-KEPT]:
-                del self._sessions[name]
-            session = self._make(text, kind)
+                del self._by_name[name]
             name = secrets.token_hex(16)
-            self._sessions[name] = session
-            session.start()
+            self._by_name[name] = self._make(text, kind)
             return name
 
     def find(self, name: str) -> Session | None:
         """The session of a name; None if there is none."""
-        return self._sessions.get(name)
+        return self._by_name.get(name)
 
     def stop(self, reason: str) -> None:
         """Stop all sessions."""
-        for session in list(self._sessions.values()):
+        for session in list(self._by_name.values()):
             session.stop(reason)
-
-    def _working(self) -> list[Session]:
-        return [session for session in self._sessions.values() if session.is_working]

@@ -1,21 +1,21 @@
 "use strict";
-// The page asks for a chunk when too little of the film is left in front of the picture on screen;
-// the server makes what is asked for. So generation follows playback and stops with it.
+// The page asks for a chunk when too little of the film is left in front of the picture on screen,
+// and the server makes what is asked for: generation follows playback and stops with it.
 
-const TICK_MS = 50;
-const ALIVE_MS = 3000;
+const TICK_MS = 50, ALIVE_MS = 3000;
 const KEEP_S = 15; // of what was shown, before the browser is told to forget it
-const SLACK_S = 0.4; // beyond twice the time that a chunk takes to come
+const SLACK_S = 0.4; // ahead, beyond twice the time that a chunk takes to come
 const FADE = 0.9; // of a slow chunk, from one to the next
-const MOST_LINES = 200; // of a list
-const THUMB = { width: 68, height: 40 };
-const THUMBS_BEHIND = 60; // latent frames whose picture is kept though no slot holds them
+const WIDTH = 68, HEIGHT = 40; // of a slot's picture
+const PICTURES = 60; // latent frames back whose picture is kept though no slot holds them
+const MOST_LINES = 200;
 
 const at = (name) => document.getElementById("live-" + name);
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const once = (target, name) => new Promise((done) => target.addEventListener(name, done, { once: true }));
 const video = at("video");
-let about = null;
-let kind = null;
-let now = null; // what is on: session, source, buffer, states to come, prompts, pictures
+let about, kind;
+let now = null; // what is on
 
 function say(text, bad = false) {
   at("message").textContent = text;
@@ -23,10 +23,8 @@ function say(text, bad = false) {
 }
 
 function post(route, body, more = {}) {
-  return fetch("/api/" + route, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
-    ...more,
-  });
+  const headers = { "content-type": "application/json" };
+  return fetch("/api/" + route, { method: "POST", headers, body: JSON.stringify(body), ...more });
 }
 
 function phase(name) {
@@ -35,18 +33,11 @@ function phase(name) {
   at("stop").disabled = name !== "on";
 }
 
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const once = (target, name) =>
-  new Promise((done) => target.addEventListener(name, done, { once: true }));
-
-// --- starting, changing, stopping ---
-
 async function submit(event) {
   event.preventDefault();
-  const prompt = at("prompt").value;
   at("go").disabled = true;
   try {
-    await (now === null ? start(prompt) : change(now, prompt));
+    await (now ? change(now, at("prompt").value) : start(at("prompt").value));
   } catch (error) {
     say("the server cannot be reached: " + error.message, true);
   }
@@ -54,30 +45,25 @@ async function submit(event) {
 }
 
 async function start(prompt) {
-  say("starting …");
+  const asked = performance.now();
   const reply = await post("start", { prompt, kind: kind.kind });
   const tree = await reply.json();
   if (!reply.ok) { say(tree.error, true); return; }
-  at("prompts").textContent = at("promotions").textContent = at("memory").textContent = "";
-  at("stalls").textContent = "0";
-  document.body.dataset.prompt = 0;
-  const source = new MediaSource();
-  const run = {
-    session: tree.session, source, buffer: null, next: 0, took_s: 0, states: [], started: false,
-    leave: new AbortController(),
-    prompts: new Map([[1, { text: prompt, asked: performance.now() }]]), thumbs: new Map(),
-    held: new Set(), last: null,
+  for (const name of ["prompts", "promotions", "memory"]) at(name).replaceChildren();
+  at("stalls").textContent = document.body.dataset.prompt = 0;
+  const run = now = {
+    session: tree.session, source: new MediaSource(), leave: new AbortController(), next: 0,
+    took_s: 0, states: [], prompts: { 1: { text: prompt, asked } }, pictures: new Map(), held: [],
+    alive: setInterval(() => post("alive", { session: tree.session }).catch(() => 0), ALIVE_MS),
   };
-  now = run;
   phase("on");
   say(tree.warnings.join(" "));
-  video.src = URL.createObjectURL(source);
-  await once(source, "sourceopen");
+  video.src = URL.createObjectURL(run.source);
+  await once(run.source, "sourceopen");
   URL.revokeObjectURL(video.src);
   if (run !== now) return;
-  run.buffer = source.addSourceBuffer(kind.mime);
-  run.alive = setInterval(() => post("alive", { session: run.session }).catch(() => null), ALIVE_MS);
-  fetchAll(run).catch((error) => finish(run, "the stream broke off: " + error.message, true));
+  run.buffer = run.source.addSourceBuffer(kind.mime);
+  stream(run).catch((error) => finish(run, "the stream broke off: " + error.message, true));
 }
 
 async function change(run, prompt) {
@@ -85,7 +71,7 @@ async function change(run, prompt) {
   const reply = await post("prompt", { session: run.session, prompt });
   const tree = await reply.json();
   if (!reply.ok) { say(tree.error || tree.ended, true); return; }
-  run.prompts.set(tree.number, { text: prompt, asked });
+  run.prompts[tree.number] = { text: prompt, asked };
   say([`prompt ${tree.number} comes with the next chunk.`, ...tree.warnings].join(" "));
 }
 
@@ -99,30 +85,25 @@ function finish(run, text, bad = false) {
 }
 
 function stop() {
-  const run = now;
-  if (run === null) return;
-  finish(run, `stopped after ${video.currentTime.toFixed(1)} s`);
+  if (!now) return;
+  post("stop", { session: now.session }, { keepalive: true }).catch(() => 0);
+  finish(now, `stopped after ${video.currentTime.toFixed(1)} s`);
   video.pause();
-  post("stop", { session: run.session }, { keepalive: true }).catch(() => null);
 }
-
-// --- the film ---
 
 function ahead() {
   const ranges = video.buffered;
   return ranges.length ? Math.max(0, ranges.end(ranges.length - 1) - video.currentTime) : 0;
 }
 
-async function fetchAll(run) {
+async function stream(run) {
   while (run === now) {
     if (ahead() > Math.min(about.ahead_s, SLACK_S + 2 * run.took_s)) {
       await pause(TICK_MS);
       continue;
     }
-    const began = performance.now();
-    const ask = { session: run.session, chunk: run.next };
+    const began = performance.now(), ask = { session: run.session, chunk: run.next };
     const reply = await post("chunk", ask, { signal: run.leave.signal });
-    if (run !== now) return;
     if (reply.status === 204) continue;
     if (!reply.ok) { await end(run, await reply.json()); return; }
     const told = reply.headers.get("x-live");
@@ -130,6 +111,7 @@ async function fetchAll(run) {
     run.took_s = Math.max((performance.now() - began) / 1000, FADE * run.took_s);
     run.next += 1;
     if (told) run.states.push(JSON.parse(told));
+    if (run.next === 1) await video.play();
   }
 }
 
@@ -140,144 +122,117 @@ async function add(run, bytes) {
     run.buffer.remove(0, video.currentTime - KEEP_S);
     await once(run.buffer, "updateend");
   }
-  if (!run.started && video.buffered.length) {
-    run.started = true;
-    video.play().catch((error) => finish(run, "the film does not play: " + error.message, true));
-  }
 }
 
 async function end(run, tree) {
-  if (tree.ended && run.source.readyState === "open") {
+  if (tree.ended) {
     run.source.endOfStream();
     while (run === now && !video.ended) await pause(TICK_MS);
   }
   finish(run, tree.ended ? `the film has ended: ${tree.ended}` : tree.error, !tree.ended);
 }
 
-// --- what is told, in time with the picture ---
-
+// What is told of a chunk is shown when its first picture is.
 function tick() {
   at("seconds").textContent = video.currentTime.toFixed(1);
   at("ahead").textContent = ahead().toFixed(1);
-  const run = now;
-  if (run === null || !run.started) return;
-  while (run.states.length && run.states[0].start_s <= video.currentTime + 0.001) {
-    show(run, run.states.shift());
+  if (!now) return;
+  while (now.states.length && now.states[0].start_s <= video.currentTime + 0.001) {
+    show(now, now.states.shift());
   }
-  picture(run);
+  picture(now);
 }
 
 function show(run, state) {
   at("fps").textContent = state.fps.toFixed(1);
-  const prompt = run.prompts.get(state.prompt);
-  if (String(state.prompt) !== document.body.dataset.prompt && prompt) {
+  const prompt = run.prompts[state.prompt];
+  if (prompt && Number(document.body.dataset.prompt) !== state.prompt) {
     document.body.dataset.prompt = state.prompt;
     const waited = ((performance.now() - prompt.asked) / 1000).toFixed(1);
     line("prompts", `${state.start_s.toFixed(1)} s: ${prompt.text} (on screen after ${waited} s)`);
     if (state.prompt > 1) say(`prompt ${state.prompt} is on screen, after ${waited} s`);
   }
-  for (const frame of state.promoted) {
-    line("promotions", `${seconds(frame).toFixed(1)} s: frame ${frame} entered slow memory`, true);
-  }
-  run.held = new Set(state.slots.map((slot) => slot.frame));
-  run.last = state;
-  slots(run, state);
-}
-
-function line(list, text, first = false) {
-  const item = document.createElement("li");
-  item.textContent = text;
-  if (first) at(list).prepend(item); else at(list).append(item);
-  if (at(list).childElementCount > MOST_LINES) {
-    at(list)[first ? "lastElementChild" : "firstElementChild"].remove();
-  }
-}
-
-const seconds = (frame) => (frame ? 1 + about.stride * (frame - 1) : 0) / about.fps;
-
-function slots(run, state) {
-  const rows = ["sink", "slow", "fast"].map((role) => {
-    const row = document.createElement("div");
-    row.className = "role " + role;
-    const name = document.createElement("b");
-    name.textContent = role;
-    const held = document.createElement("div");
-    held.id = "live-" + role;
-    for (const slot of state.slots.filter((one) => one.role === role)) {
-      held.append(slotFigure(run, slot.frame, state.promoted.includes(slot.frame)));
-    }
-    row.append(name, held);
+  for (const frame of state.promoted) line("promotions", `frame ${caption(frame)}`);
+  run.held = state.slots.map(([frame]) => frame);
+  at("memory").replaceChildren(...["sink", "slow", "fast"].map((role) => {
+    const slots = state.slots.filter((slot) => slot[1] === role);
+    const row = tag("div", tag("b", role), tag("div", ...slots.map(([frame]) => slot(run, frame))));
+    row.id = "live-" + role;
     return row;
-  });
-  at("memory").replaceChildren(...rows);
+  }));
+  for (const frame of state.promoted) {
+    document.querySelector(`#live-slow [data-frame="${frame}"]`)?.classList.add("new");
+  }
 }
 
-function slotFigure(run, frame, isNew) {
-  const figure = document.createElement("figure");
+function tag(name, ...children) {
+  const one = document.createElement(name);
+  one.append(...children);
+  return one;
+}
+
+function line(list, text) {
+  at(list).prepend(tag("li", text));
+  if (at(list).childElementCount > MOST_LINES) at(list).lastChild.remove();
+}
+
+function caption(frame) {
+  const { fps, vae_stride } = about.experiment.geometry;
+  return `${frame} · ${((frame ? 1 + vae_stride[0] * (frame - 1) : 0) / fps).toFixed(1)} s`;
+}
+
+function canvas() {
+  return Object.assign(tag("canvas"), { width: WIDTH, height: HEIGHT });
+}
+
+function slot(run, frame) {
+  const figure = tag("figure", canvas(), tag("figcaption", caption(frame)));
   figure.dataset.frame = frame;
-  figure.title = `latent frame ${frame}, at ${seconds(frame).toFixed(2)} s`;
-  if (isNew) figure.className = "new";
-  const canvas = Object.assign(document.createElement("canvas"), THUMB);
-  const caption = document.createElement("figcaption");
-  caption.textContent = `${frame} · ${seconds(frame).toFixed(1)} s`;
-  figure.append(canvas, caption);
-  paint(run, canvas, frame);
+  paint(figure, run.pictures.get(frame));
   return figure;
 }
 
-function paint(run, canvas, frame) {
-  const thumb = run.thumbs.get(frame);
-  if (thumb) canvas.getContext("2d").drawImage(thumb, 0, 0);
+function paint(figure, drawn) {
+  if (drawn) figure.firstChild.getContext("2d").drawImage(drawn, 0, 0, WIDTH, HEIGHT);
 }
 
 // The picture on screen belongs to a latent frame; the first of its pixel frames seen is kept.
 function picture(run) {
-  const shown = Math.floor(video.currentTime * about.fps + 0.001);
-  const frame = Math.ceil(shown / about.stride);
-  if (video.readyState < 2 || run.thumbs.has(frame)) return;
-  const thumb = Object.assign(document.createElement("canvas"), THUMB);
-  thumb.getContext("2d").drawImage(video, 0, 0, THUMB.width, THUMB.height);
-  run.thumbs.set(frame, thumb);
-  for (const old of run.thumbs.keys()) {
-    if (old < frame - THUMBS_BEHIND && !run.held.has(old)) run.thumbs.delete(old);
+  const { fps, vae_stride } = about.experiment.geometry;
+  const frame = Math.ceil(Math.floor(video.currentTime * fps + 0.001) / vae_stride[0]);
+  if (video.readyState < 2 || run.pictures.has(frame)) return;
+  const figure = tag("figure", canvas());
+  paint(figure, video);
+  run.pictures.set(frame, figure.firstChild);
+  for (const old of run.pictures.keys()) {
+    if (old < frame - PICTURES && !run.held.includes(old)) run.pictures.delete(old);
   }
-  for (const figure of document.querySelectorAll(`figure[data-frame="${frame}"]`)) {
-    paint(run, figure.firstChild, frame);
-  }
+  document.querySelectorAll(`[data-frame="${frame}"]`).forEach((one) => paint(one, video));
 }
 
-// --- the page itself ---
-
-function count() {
+function write(text) {
+  if (text !== undefined) at("prompt").value = text;
   const size = new TextEncoder().encode(at("prompt").value).length;
-  at("bytes").textContent = `${size} / ${about.max_bytes} bytes`;
-}
-
-function example(text) {
-  const button = document.createElement("button");
-  button.type = "submit";
-  button.textContent = text.split(". ").pop();
-  button.title = text;
-  button.addEventListener("click", () => { at("prompt").value = text; count(); });
-  return button;
+  at("bytes").textContent = `${size} / ${about.experiment.text.max_bytes} bytes`;
 }
 
 async function main() {
   about = await (await fetch("/api/about")).json();
-  at("preset").textContent = `${about.preset}, ${about.label}`;
-  at("facts").textContent =
-    `${about.width} x ${about.height} at ${about.fps} frames/s on ${about.device}, seed ` +
-    `${about.seed}; ${about.limit}.`;
-  at("rule").textContent =
-    `sink ${about.sink}, slow ${about.slow}, fast ${about.fast ?? "without end"} latent frames; ` +
-    `promotion ${about.promotion}, tau ${about.tau}; a new prompt: ${about.switch}. ` +
-    "A slot names its latent frame and that frame's time.";
-  for (const text of about.examples) at("examples").append(example(text));
-  at("prompt").value = about.examples[0] ?? "";
-  count();
-  const plays = (one) => "MediaSource" in window && MediaSource.isTypeSupported(one.mime);
-  kind = about.kinds.find(plays) ?? null;
-  if (kind === null) {
+  const { geometry, memory } = about.experiment;
+  at("preset").textContent = about.preset;
+  at("facts").textContent = `${geometry.width} x ${geometry.height} at ${geometry.fps} frames/s on ` +
+    `${about.device}, seed ${about.seed}; ${about.limit}.`;
+  at("rule").textContent = `sink ${memory.sink}, slow ${memory.slow}, fast ${memory.fast} latent ` +
+    `frames; promotion ${memory.promotion}, tau ${memory.tau}; a new prompt: ${memory.switch}.`;
+  for (const text of about.examples) {
+    const button = tag("button", text.split(". ").pop());
+    button.title = text;
+    button.addEventListener("click", () => write(text));
+    at("examples").append(button);
+  }
+  write(about.examples[0]);
+  kind = about.kinds.find((one) => window.MediaSource?.isTypeSupported(one.mime));
+  if (!kind) {
     at("go").disabled = true;
     say("this browser plays neither H.264 nor VP9 through Media Source; try another one", true);
     return;
@@ -285,10 +240,9 @@ async function main() {
   document.body.dataset.kind = kind.kind;
   at("form").addEventListener("submit", submit);
   at("stop").addEventListener("click", stop);
-  at("prompt").addEventListener("input", count);
+  at("prompt").addEventListener("input", () => write());
   video.addEventListener("waiting", () => {
-    if (now === null || now.last === null) return;
-    at("stalls").textContent = Number(at("stalls").textContent) + 1;
+    if (now?.held.length) at("stalls").textContent = Number(at("stalls").textContent) + 1;
   });
   addEventListener("pagehide", stop);
   setInterval(tick, TICK_MS);

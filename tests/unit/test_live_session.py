@@ -2,7 +2,7 @@
 
 import io
 import threading
-from itertools import count
+from itertools import count, islice
 
 import av
 import numpy as np
@@ -10,11 +10,11 @@ import pytest
 
 from cfmodel.live.film import film_of, limit
 from cfmodel.live.fragments import KINDS, FragmentWriter
-from cfmodel.live.session import STOPPED, Session, Shot
-from cfmodel.live.sessions import BusyError, Sessions
+from cfmodel.live.session import Session, Shot
 from cfmodel.memory.base import FrameSlot
 from cfmodel.pipeline import Request, load
 from cfmodel.presets import preset
+from cfmodel.sample import script_of
 
 WAIT_S = 20.0
 SHORT_S = 0.2
@@ -35,13 +35,13 @@ class Plain:
 class Pictures:
     """A film of grey chunks that remembers which texts it asked for."""
 
-    def __init__(self, chunks=None, fails_at=None, error=RuntimeError):
+    def __init__(self, chunks=None, fails_at=None, error=None):
         self.chunks, self.fails_at, self.error, self.texts = chunks, fails_at, error, []
 
     def __call__(self, ask):
         for chunk in count() if self.chunks is None else range(self.chunks):
             if chunk == self.fails_at:
-                raise self.error("out of memory")
+                raise self.error
             self.texts.append(ask(chunk))
             slow = tuple(FrameSlot(frame, "slow", 0) for frame in range(0, chunk * 3, 6))
             yield Shot(np.zeros((12 if chunk else 9, 8, 8, 3), np.uint8), slow)
@@ -58,14 +58,13 @@ def begin():
             gone_s=gone_s, **clocks,
         )  # fmt: skip
         begun.append(session)
-        session.start()
         return session
 
     yield call
     for session in begun:
         session.stop("the test is over")
-        session.join(WAIT_S)
-        assert not session.is_working
+        session.thread.join(WAIT_S)
+        assert not session.thread.is_alive()
 
 
 def test_a_changed_prompt_takes_effect_at_the_next_chunk_and_at_none_before(begin):
@@ -84,8 +83,8 @@ def test_nothing_is_made_that_is_not_asked_for(begin):
     film = Pictures()
     session = begin(film)
     assert session.take(0, WAIT_S).data == b"9;"
-    session.join(SHORT_S)
-    assert session.is_working
+    session.thread.join(SHORT_S)
+    assert session.thread.is_alive()
     assert len(film.texts) == 1
 
 
@@ -101,94 +100,56 @@ def test_generation_runs_ahead_of_playback_by_no_more_than_it_may(begin):
     assert len(film.texts) == 4
 
 
-def test_a_chunk_may_be_asked_for_again_until_the_next_one_is(begin):
-    session = begin(Pictures())
-    first = session.take(0, WAIT_S)
-    assert session.take(0, WAIT_S) == first
-    session.take(1, WAIT_S)
-    with pytest.raises(ValueError, match="expected 1 or 2"):
-        session.take(0, WAIT_S)
-    with pytest.raises(ValueError, match="expected 1 or 2"):
-        session.take(3, WAIT_S)
-
-
-def test_a_viewer_cannot_ask_far_ahead_of_what_is_made(begin):
-    session = begin(Pictures(), ahead_s=0.0, clock=lambda: 0.0)
-    session.take(0, WAIT_S)
-    assert session.take(1, 0) is None
-    with pytest.raises(ValueError, match="before 1 was made"):
-        session.take(2, 0)
+def test_a_chunk_may_be_asked_for_again_and_none_out_of_turn(begin):
+    session = begin(Pictures(), ahead_s=0.5, clock=lambda: 0.0)
+    assert session.take(0, WAIT_S) == session.take(0, WAIT_S)
+    assert session.take(1, SHORT_S) is None
+    for chunk in (0, 2, 3):
+        with pytest.raises(ValueError, match="out of turn; 1 was"):
+            session.take(chunk, 0)
 
 
 def test_a_film_ends_with_its_last_bytes_and_a_reason(begin):
     session = begin(Pictures(chunks=2))
     assert [session.take(chunk, WAIT_S).data for chunk in range(3)] == [b"9;", b"12;", b"end"]
-    session.join(WAIT_S)
+    session.thread.join(WAIT_S)
     assert "longest length" in session.ended
     assert session.take(3, WAIT_S) is None
 
 
-def test_a_film_that_fails_says_why(begin):
-    session = begin(Pictures(fails_at=1))
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(RuntimeError("no memory"), "the film failed: no memory"), (KeyError(1), "broke off")],
+)
+def test_a_film_that_fails_says_why_even_if_nobody_foresaw_it(begin, error, why):
+    session = begin(Pictures(fails_at=1, error=error))
     assert session.take(0, WAIT_S) is not None
     assert session.take(1, WAIT_S) is None
-    assert session.ended == "the film failed: out of memory"
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_film_that_fails_as_nobody_foresaw_ends_too(begin):
-    session = begin(Pictures(fails_at=0, error=KeyError))
-    assert session.take(0, WAIT_S) is None
-    assert "broke off" in session.ended
+    assert why in session.ended
 
 
 def test_generation_stops_when_the_viewer_stops_or_is_not_heard_of(begin):
     session = begin(Pictures())
     session.take(0, WAIT_S)
-    session.stop(STOPPED)
-    session.join(WAIT_S)
-    assert not session.is_working
-    assert session.ended == STOPPED
+    session.stop("the viewer left")
+    session.thread.join(WAIT_S)
+    assert not session.thread.is_alive()
+    assert session.ended == "the viewer left"
     silent = begin(Pictures(), gone_s=SHORT_S)
-    silent.join(WAIT_S)
-    assert not silent.is_working
+    silent.thread.join(WAIT_S)
+    assert not silent.thread.is_alive()
     assert "not heard of" in silent.ended
 
 
-def test_a_second_viewer_is_told_that_it_is_busy_and_let_in_when_the_first_leaves():
-    made = []
-
-    def make(text, kind):
-        made.append((text, kind))
-        return Session(
-            Pictures(), text, Plain(), fps=FPS, ahead_s=1e9, turn=threading.Lock(), gone_s=WAIT_S
-        )
-
-    sessions = Sessions(make)
-    first = sessions.begin("first", "h264")
-    with pytest.raises(BusyError, match="1 of 1 sessions"):
-        sessions.begin("second", "vp9")
-    sessions.find(first).stop(STOPPED)
-    second = sessions.begin("second", "vp9")
-    assert sessions.find(second) is not sessions.find(first)
-    assert made == [("first", "h264"), ("second", "vp9")]
-    assert sessions.find("nobody") is None
-    sessions.stop("the test is over")
-    sessions.find(second).join(WAIT_S)
-
-
-def test_a_live_film_is_the_film_that_sample_makes_with_one_change_of_prompt(begin):
+def test_a_live_film_is_the_one_that_sample_makes():
     pipeline = load(preset("nano"), device="cpu")
-    film = film_of(pipeline, "first", 3)
-    shots = film(lambda chunk: "first" if chunk < 2 else "second")
-    live = np.concatenate([next(shots).frames_RYXC for _ in range(4)])
-    geometry = pipeline.experiment.geometry
-    change_s = geometry.pixel_frames(2 * geometry.chunk) / geometry.fps
-    from cfmodel.sample import script_of
-
-    request = Request(script_of("first", 9.0).id, (("first", change_s), ("second", 9.0)), 3)
-    made = np.concatenate([part[0].numpy() for part in pipeline.films([request], 4)])
-    assert np.array_equal(live, made)
+    live = [
+        shot.frames_RYXC for shot in islice(film_of(pipeline, "first", 3)(lambda _: "first"), 3)
+    ]
+    script = script_of("first", 9.0)
+    made = pipeline.films([Request(script.id, script.segments, 3)], 3)
+    assert all(np.array_equal(a, b[0]) for a, b in zip(live, made, strict=True))
 
 
 @pytest.mark.parametrize(
