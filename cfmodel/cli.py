@@ -118,15 +118,10 @@ def live(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="to listen on; 0 is any")] = 8000,
     seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
     sessions: Annotated[int, typer.Option(min=1, help="viewers at a time")] = 1,
-    weights: WeightsSource = None,
-    base: Base = None,
     overrides: Overrides = [],  # noqa: B006  the parser copies it
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
-    attention: Annotated[str, typer.Option(help="auto, sdpa, flex or flash")] = "auto",
-    compiled: Compiled = False,
     trial: Annotated[
-        float | None,
-        typer.Option(help="watch this many seconds without a browser, tell figures and end"),
+        float | None, typer.Option(help="watch for these seconds without a browser; tell figures")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -136,17 +131,9 @@ def live(
     from cfmodel.live import trial as trials
 
     experiment = presets.preset(preset, tuple(overrides))
-    if weights is not None:
-        experiment = presets.override(experiment, (f"weights={weights}",))
 
     def load() -> pipeline.Pipeline:
-        return pipeline.load(
-            experiment,
-            device=None if device == "auto" else device,
-            attention=cast(Any, attention),
-            base=base,
-            compiled=compiled,
-        )
+        return pipeline.load(experiment, device=None if device == "auto" else device)
 
     if trial is None:
         servers.serve(load, host=host, port=port, seed=seed, most=sessions)

@@ -3,7 +3,7 @@
 Dims: R pixel frames, Y rows, X columns.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,17 +19,12 @@ AVCC_PROFILE = slice(5, 8)
 """Profile, constraints and level, counted from the box's name (ISO/IEC 14496-15, 5.3.3)."""
 
 
-class _Coder(NamedTuple):
-    name: str
-    options: dict[str, str]
-
-
-_CODERS: dict[Kind, _Coder] = {
+_CODERS: dict[Kind, tuple[str, dict[str, str]]] = {
     # No picture waits for a later one; one thread, since the model has the others.
-    "h264": _Coder(
+    "h264": (
         "libx264", {"crf": "18", "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
     ),
-    "vp9": _Coder(
+    "vp9": (
         "libvpx-vp9",
         {"crf": "20", "b": "0", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0",
          "threads": "1"},
@@ -76,13 +71,12 @@ class FragmentWriter:
 
         if height % 2 or width % 2:
             raise ValueError(f"film of {height} x {width} pixels: expected even sizes for yuv420p")
-        self._size = (height, width, 3)
         self._file = _Bytes()
-        coder = _CODERS[kind]
+        name, options = _CODERS[kind]
         container: Any = av.open(self._file, "w", format="mp4", options={"movflags": MOVFLAGS})
         container.flags |= Flags.flush_packets.value
         self._container: Any = container
-        self._stream = container.add_stream(coder.name, rate=fps, options=dict(coder.options))
+        self._stream = container.add_stream(name, rate=fps, options=dict(options))
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
         self._stream.codec_context.gop_size = SECONDS_A_KEY * fps
         container.start_encoding()
@@ -90,15 +84,9 @@ class FragmentWriter:
         self.mime = f'video/mp4; codecs="{_codecs(kind, self._begin)}"'
 
     def push(self, frames_RYXC: "NDArray[np.uint8]") -> bytes:
-        """Encoded RGB frames (R, Y, X, 3), uint8, behind what the film begins with.
-
-        Raises:
-            ValueError: another shape.
-        """
+        """Encoded RGB frames (R, Y, X, 3), uint8, behind what the film begins with."""
         import av
 
-        if frames_RYXC.shape[1:] != self._size:
-            raise ValueError(f"frames {frames_RYXC.shape}: expected (R, *{self._size})")
         for frame_YXC in frames_RYXC:
             frame = av.VideoFrame.from_ndarray(frame_YXC, format="rgb24")
             self._container.mux(self._stream.encode(frame))

@@ -64,7 +64,7 @@ def make_app(stage: Stage) -> "FastAPI":
         app.add_route(f"/{path}", static(name), ["GET"])
     app.add_route("/api/about", lambda _: _json(200, stage.about), ["GET"])
     handlers: dict[str, Handler] = {
-        "start": _start, "chunk": _chunk, "prompt": _prompt, "alive": _alive, "stop": _stop,
+        "start": _start, "chunk": _chunk, "prompt": _prompt, "stop": _stop,
     }  # fmt: skip
     for name, handler in handlers.items():
         app.add_route(f"/api/{name}", _post(stage, handler), ["POST"])
@@ -132,17 +132,10 @@ def _chunk(stage: Stage, tree: dict[str, Any]) -> "Response":
 
 def _prompt(stage: Stage, tree: dict[str, Any]) -> "Response":
     session = _session(stage, tree)
-    session.touch()
     warnings = _checked(stage, tree)
     if session.ended is not None:
         return _json(410, {"ended": session.ended})
     return _json(200, {"number": session.change(tree["prompt"]), "warnings": warnings})
-
-
-def _alive(stage: Stage, tree: dict[str, Any]) -> "Response":
-    session = _session(stage, tree)
-    session.touch()
-    return _json(200, {"ended": session.ended})
 
 
 def _stop(stage: Stage, tree: dict[str, Any]) -> "Response":

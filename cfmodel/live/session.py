@@ -1,8 +1,7 @@
 """One viewer's film: what is asked for, what is made, what is told, and when it ends.
 
 A chunk is made when the viewer asks for it, and never further than ``ahead_s`` ahead of a playback
-that began with the first one. So neither a viewer who left nor one who asks for everything at once
-makes generation run.
+that began with the first one: neither who left nor who asks for all at once makes generation run.
 
 Dims: R pixel frames, Y rows, X columns.
 """
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GONE_S = 10.0
-"""Seconds without a word from the viewer after which a session ends; the page speaks every 3."""
+"""Seconds after which a viewer who asked for nothing has left; a page that plays asks sooner."""
 RATE_CHUNKS = 8
 """Chunks over which the rate of generation is told."""
 
@@ -57,8 +56,6 @@ class Made(NamedTuple):
     """Number of its prompt, the first being 1."""
     slots: tuple[tuple[int, str], ...]
     """Latent frames, and roles, that the memory's first layer holds behind it."""
-    promoted: tuple[int, ...]
-    """Latent frames that have entered slow memory with it."""
 
 
 class Fragment(NamedTuple):
@@ -107,15 +104,9 @@ class Session:
         self._ready: dict[int, Fragment] = {}
         self._heard, self._first = clock(), None
         self._rates = deque[tuple[int, float]](maxlen=RATE_CHUNKS)
-        self._slow = frozenset[int]()
         self.ended: str | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-
-    def touch(self) -> None:
-        """The viewer is still there."""
-        with self._news:
-            self._heard = self._clock()
 
     def change(self, text: str) -> int:
         """Give the next chunk that is begun another text. Returns the new prompt's number."""
@@ -202,7 +193,6 @@ class Session:
 
     def _told(self, shot: Shot, made_s: float) -> Made:
         frames = len(shot.frames_RYXC)
-        slow = frozenset(slot.frame for slot in shot.slots if slot.role == "slow")
         self._rates.append((frames, made_s))
         made = Made(
             chunk=self._next,
@@ -212,7 +202,6 @@ class Session:
             fps=sum(n for n, _ in self._rates) / max(sum(s for _, s in self._rates), 1e-9),
             prompt=self._prompt_of.pop(self._next),
             slots=tuple((slot.frame, slot.role) for slot in shot.slots),
-            promoted=tuple(sorted(slow - self._slow)),
         )
-        self._frames, self._slow = self._frames + frames, slow
+        self._frames += frames
         return made

@@ -1,7 +1,4 @@
-"""A viewer without a screen, who asks for chunks over HTTP as the page does and plays by the clock.
-
-It tells what a live film costs and how soon a new prompt is seen.
-"""
+"""A viewer without a screen, who asks for chunks as the page does and plays by the clock."""
 
 import io
 import json
@@ -14,10 +11,9 @@ from typing import Any, NamedTuple
 from cfmodel.live.routes import STATIC, TOLD
 from cfmodel.live.serve import EVENTS, SCENE
 
-TICK_S = 0.01
-LEAST_S = 5.0
+TICK_S, LEAST_S = 0.01, 5.0
 SLACK_S, FADE = 0.4, 0.9
-"""As in the page: beyond twice the time of a chunk; of a slow chunk, from one to the next."""
+"""As in the page."""
 
 
 class Playhead:
@@ -124,8 +120,8 @@ def trial(address: str, seconds: float) -> dict[str, Any]:
     seen = None if seen_s is None or changed_s is None else round(seen_s - changed_s, 3)
     return {
         "preset": about["preset"], "key": about["key"], "device": about["device"],
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "chunks": len(told),
-        "seconds": round(head.at_s, 2), "bytes": len(film), "fps": fps,
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "fps": fps,
+        "seconds": round(head.at_s, 2), "bytes": len(film),
         "fps_made": round(frames / sum(one["made_s"] for one in told), 1),
         "fps_shown": round(head.at_s * fps / wall_s, 2), "first_frame_s": round(first_s, 3),
         "prompt_on_screen_s": seen, "stalled_s": round(head.stalled_s, 3),

@@ -1,14 +1,13 @@
 "use strict";
-// The page asks for a chunk when too little of the film is left in front of the picture on screen,
-// and the server makes what is asked for: generation follows playback and stops with it.
+// The server makes a chunk when the page asks for it, which is when little of the film is left in
+// front of the picture on screen: generation follows playback.
 
-const TICK_MS = 50, ALIVE_MS = 3000;
+const TICK_MS = 50;
 const KEEP_S = 15; // of what was shown, before the browser is told to forget it
 const SLACK_S = 0.4; // ahead, beyond twice the time that a chunk takes to come
 const FADE = 0.9; // of a slow chunk, from one to the next
 const WIDTH = 68, HEIGHT = 40; // of a slot's picture
 const PICTURES = 60; // latent frames back whose picture is kept though no slot holds them
-const MOST_LINES = 200;
 
 const at = (name) => document.getElementById("live-" + name);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -36,25 +35,22 @@ function phase(name) {
 async function submit(event) {
   event.preventDefault();
   at("go").disabled = true;
-  try {
-    await (now ? change(now, at("prompt").value) : start(at("prompt").value));
-  } catch (error) {
-    say("the server cannot be reached: " + error.message, true);
-  }
+  await (now ? change(now, at("prompt").value) : start(at("prompt").value)).catch(unreached);
   at("go").disabled = false;
 }
+
+const unreached = (error) => say("the server cannot be reached: " + error.message, true);
 
 async function start(prompt) {
   const asked = performance.now();
   const reply = await post("start", { prompt, kind: kind.kind });
   const tree = await reply.json();
   if (!reply.ok) { say(tree.error, true); return; }
-  for (const name of ["prompts", "promotions", "memory"]) at(name).replaceChildren();
-  at("stalls").textContent = document.body.dataset.prompt = 0;
+  at("prompts").replaceChildren();
+  document.body.dataset.prompt = 0;
   const run = now = {
     session: tree.session, source: new MediaSource(), leave: new AbortController(), next: 0,
     took_s: 0, states: [], prompts: { 1: { text: prompt, asked } }, pictures: new Map(), held: [],
-    alive: setInterval(() => post("alive", { session: tree.session }).catch(() => 0), ALIVE_MS),
   };
   phase("on");
   say(tree.warnings.join(" "));
@@ -78,7 +74,6 @@ async function change(run, prompt) {
 function finish(run, text, bad = false) {
   if (run !== now) return;
   now = null;
-  clearInterval(run.alive);
   run.leave.abort();
   phase("idle");
   say(text, bad);
@@ -111,7 +106,7 @@ async function stream(run) {
     run.took_s = Math.max((performance.now() - began) / 1000, FADE * run.took_s);
     run.next += 1;
     if (told) run.states.push(JSON.parse(told));
-    if (run.next === 1) await video.play();
+    if (run.next === 1) video.play().catch((error) => finish(run, error.message, true));
   }
 }
 
@@ -135,7 +130,6 @@ async function end(run, tree) {
 // What is told of a chunk is shown when its first picture is.
 function tick() {
   at("seconds").textContent = video.currentTime.toFixed(1);
-  at("ahead").textContent = ahead().toFixed(1);
   if (!now) return;
   while (now.states.length && now.states[0].start_s <= video.currentTime + 0.001) {
     show(now, now.states.shift());
@@ -149,10 +143,10 @@ function show(run, state) {
   if (prompt && Number(document.body.dataset.prompt) !== state.prompt) {
     document.body.dataset.prompt = state.prompt;
     const waited = ((performance.now() - prompt.asked) / 1000).toFixed(1);
-    line("prompts", `${state.start_s.toFixed(1)} s: ${prompt.text} (on screen after ${waited} s)`);
-    if (state.prompt > 1) say(`prompt ${state.prompt} is on screen, after ${waited} s`);
+    const text = `${state.start_s.toFixed(1)} s: ${prompt.text} (seen after ${waited} s)`;
+    at("prompts").prepend(tag("li", text));
+    say("");
   }
-  for (const frame of state.promoted) line("promotions", `frame ${caption(frame)}`);
   run.held = state.slots.map(([frame]) => frame);
   at("memory").replaceChildren(...["sink", "slow", "fast"].map((role) => {
     const slots = state.slots.filter((slot) => slot[1] === role);
@@ -160,9 +154,6 @@ function show(run, state) {
     row.id = "live-" + role;
     return row;
   }));
-  for (const frame of state.promoted) {
-    document.querySelector(`#live-slow [data-frame="${frame}"]`)?.classList.add("new");
-  }
 }
 
 function tag(name, ...children) {
@@ -171,19 +162,12 @@ function tag(name, ...children) {
   return one;
 }
 
-function line(list, text) {
-  at(list).prepend(tag("li", text));
-  if (at(list).childElementCount > MOST_LINES) at(list).lastChild.remove();
-}
-
 function caption(frame) {
   const { fps, vae_stride } = about.experiment.geometry;
   return `${frame} · ${((frame ? 1 + vae_stride[0] * (frame - 1) : 0) / fps).toFixed(1)} s`;
 }
 
-function canvas() {
-  return Object.assign(tag("canvas"), { width: WIDTH, height: HEIGHT });
-}
+const canvas = () => Object.assign(tag("canvas"), { width: WIDTH, height: HEIGHT });
 
 function slot(run, frame) {
   const figure = tag("figure", canvas(), tag("figcaption", caption(frame)));
@@ -210,27 +194,21 @@ function picture(run) {
   document.querySelectorAll(`[data-frame="${frame}"]`).forEach((one) => paint(one, video));
 }
 
-function write(text) {
-  if (text !== undefined) at("prompt").value = text;
-  const size = new TextEncoder().encode(at("prompt").value).length;
-  at("bytes").textContent = `${size} / ${about.experiment.text.max_bytes} bytes`;
-}
-
 async function main() {
   about = await (await fetch("/api/about")).json();
   const { geometry, memory } = about.experiment;
   at("preset").textContent = about.preset;
   at("facts").textContent = `${geometry.width} x ${geometry.height} at ${geometry.fps} frames/s on ` +
     `${about.device}, seed ${about.seed}; ${about.limit}.`;
-  at("rule").textContent = `sink ${memory.sink}, slow ${memory.slow}, fast ${memory.fast} latent ` +
-    `frames; promotion ${memory.promotion}, tau ${memory.tau}; a new prompt: ${memory.switch}.`;
+  at("rule").textContent = `promotion ${memory.promotion}, tau ${memory.tau}; a new prompt: ` +
+    `${memory.switch}`;
   for (const text of about.examples) {
     const button = tag("button", text.split(". ").pop());
     button.title = text;
-    button.addEventListener("click", () => write(text));
+    button.addEventListener("click", () => { at("prompt").value = text; });
     at("examples").append(button);
   }
-  write(about.examples[0]);
+  at("prompt").value = about.examples[0] ?? "";
   kind = about.kinds.find((one) => window.MediaSource?.isTypeSupported(one.mime));
   if (!kind) {
     at("go").disabled = true;
@@ -240,12 +218,8 @@ async function main() {
   document.body.dataset.kind = kind.kind;
   at("form").addEventListener("submit", submit);
   at("stop").addEventListener("click", stop);
-  at("prompt").addEventListener("input", () => write());
-  video.addEventListener("waiting", () => {
-    if (now?.held.length) at("stalls").textContent = Number(at("stalls").textContent) + 1;
-  });
   addEventListener("pagehide", stop);
   setInterval(tick, TICK_MS);
 }
 
-main().catch((error) => say("the server cannot be reached: " + error.message, true));
+main().catch(unreached);

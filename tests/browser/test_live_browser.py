@@ -22,15 +22,11 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 WAIT_MS = 60_000
 AWAY = "A red cube hops on grass under a clear sky. The camera pans away to the left."
 SPREAD = """() => {
-  const video = document.getElementById("live-video"), canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-  const context = canvas.getContext("2d");
-  context.drawImage(video, 0, 0);
-  const levels = context.getImageData(0, 0, canvas.width, canvas.height).data;
-  const red = levels.filter((_, index) => index % 4 === 0);
-  return [canvas.width, canvas.height, Math.max(...red) - Math.min(...red)];
+  const context = [...now.pictures.values()].pop().getContext("2d");
+  const red = context.getImageData(0, 0, WIDTH, HEIGHT).data.filter((_, at) => at % 4 === 0);
+  return Math.max(...red) - Math.min(...red);
 }"""
-"""Columns and rows of the picture on screen, and the spread of its red."""
+"""Of the latest picture that was kept."""
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +61,8 @@ def begin(page):
 
 def plays_on(page, seconds=1.0):
     """The film goes on for a while from where it is."""
-    since = page.evaluate("document.getElementById('live-video').currentTime")
-    page.wait_for_function(
-        "until => document.getElementById('live-video').currentTime > until", arg=since + seconds
-    )
+    until = page.evaluate("video.currentTime") + seconds
+    page.wait_for_function("until => video.currentTime > until", arg=until)
 
 
 def test_a_film_plays_while_it_is_made_and_heeds_a_new_prompt(page, address):
@@ -77,9 +71,8 @@ def test_a_film_plays_while_it_is_made_and_heeds_a_new_prompt(page, address):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     begin(page)
     plays_on(page, 3.0)
-    width, height, spread = page.evaluate(SPREAD)
-    assert (width, height) == (128, 80)
-    assert spread > 50, "a picture, not a blank"
+    assert page.evaluate("[video.videoWidth, video.videoHeight]") == [128, 80]
+    assert page.evaluate(SPREAD) > 50, "a picture, not a blank"
     # 1.5 s ahead, and the chunk of 0.75 s that was asked for then.
     assert page.evaluate("ahead()") < 2.3
     page.fill("#live-prompt", AWAY)
@@ -92,7 +85,7 @@ def test_a_film_plays_while_it_is_made_and_heeds_a_new_prompt(page, address):
         name: page.locator(f"#live-{name} figure").count() for name in ("sink", "slow", "fast")
     }
     assert (roles["sink"], roles["fast"]) == (3, 3)
-    assert roles["slow"] == page.locator("#live-promotions li").count() > 0
+    assert roles["slow"] > 0
     assert float(page.text_content("#live-fps")) > 0
     session = page.evaluate("now.session")
     page.click("#live-stop")

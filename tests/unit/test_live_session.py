@@ -76,7 +76,7 @@ def test_a_changed_prompt_takes_effect_at_the_next_chunk_and_at_none_before(begi
     assert [made.prompt for made in told] == [1, 1, 2, 2]
     assert film.texts == ["first", "first", "second", "second"]
     assert [made.start_s for made in told] == [0, 9 / FPS, 21 / FPS, 33 / FPS]
-    assert [made.promoted for made in told] == [(), (0,), (), (6,)]
+    assert [len(made.slots) for made in told] == [0, 1, 1, 2]
 
 
 def test_nothing_is_made_that_is_not_asked_for(begin):
@@ -178,11 +178,7 @@ def test_fragments_joined_are_one_film_and_each_push_gives_what_it_can(kind):
     second, end = writer.push(frames[9:]), writer.close()
     assert (second.count(b"moof"), end.count(b"moof")) == (12, 1)
     with av.open(io.BytesIO(first + second + end), "r") as container:
-        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(shown) == 21
-    name = "avc1." if kind == "h264" else "vp09."
-    assert writer.mime.startswith(f'video/mp4; codecs="{name}')
-    with pytest.raises(ValueError, match="expected"):
-        FragmentWriter(kind, fps=FPS, height=64, width=64).push(frames[:, :32])
+        assert sum(1 for _ in container.decode(video=0)) == 21
+    assert {"h264": "avc1.", "vp9": "vp09."}[kind] in writer.mime
     with pytest.raises(ValueError, match="even sizes"):
         FragmentWriter(kind, fps=FPS, height=63, width=64)

@@ -7,7 +7,6 @@ import torch
 
 from cfmodel.pipeline import Request, load
 from cfmodel.presets import preset
-from cfmodel.texts import Asked
 
 FIRST, SECOND = "a red ball", "a blue cube"
 CHANGES_AT, CHUNKS = 9, 13
@@ -40,20 +39,17 @@ def test_a_stream_is_the_film_of_the_same_texts_at_the_same_chunks(name):
         assert torch.equal(one, other), chunk
 
 
-def test_a_text_is_asked_for_when_its_chunk_is_begun():
-    pipeline = load(preset("nano"), device="cpu")
-    asked = []
-    film = pipeline.stream(lambda chunk: (asked.append(chunk), FIRST)[1], prompt_id="a", seed=0)
-    for chunk in range(3):
-        next(film)
-        assert asked == list(range(chunk + 1))
-
-
 def test_a_stream_ends_after_its_chunks_and_leaves_its_memory_to_look_at():
     pipeline = load(preset("nano"), device="cpu")
-    memory = pipeline.memory(1)
-    film = pipeline.stream(lambda _: FIRST, prompt_id="a", seed=0, chunks=4, memory=memory)
-    assert [part.shape[1] for part in film] == [9, 12, 12, 12]
+    memory, asked = pipeline.memory(1), []
+    film = pipeline.stream(
+        lambda chunk: (asked.append(chunk), FIRST)[1],
+        prompt_id="a",
+        seed=0,
+        chunks=4,
+        memory=memory,
+    )
+    assert [(part.shape[1], len(asked)) for part in film] == [(9, 1), (12, 2), (12, 3), (12, 4)]
     assert memory.frames == 12
 
 
@@ -62,10 +58,3 @@ def test_a_switch_that_cannot_be_made_is_refused_before_anything_is_made():
     recaching.attention = "flash"
     with pytest.raises(ValueError, match="use sdpa"):
         recaching.stream(lambda _: FIRST, prompt_id="a", seed=0)
-
-
-def test_asked_texts_are_new_where_they_differ_from_the_chunk_before():
-    texts = {0: "x", 1: "x", 2: "y", 3: "y", 4: "x"}
-    asked = Asked(lambda chunk: texts[chunk])
-    assert [asked.is_new(chunk) for chunk in texts] == [False, False, True, False, True]
-    assert [asked(3), asked(4)] == ["y", "x"]
