@@ -32,22 +32,19 @@ def limit(experiment: Experiment) -> Limit:
     if memory.capacity is None:
         return Limit(
             geometry.chunks_for(GROWING_S),
-            f"memory.fast=None forgets nothing, so that memory and time of a chunk grow: films end "
-            f"after {GROWING_S:g} s",
+            f"memory.fast=None forgets nothing and grows: films end after {GROWING_S:g} s",
         )
     if experiment.sample.sampler == "passes":
-        return Limit(None, "each pass begins at position 0: films go on until they are stopped")
+        return Limit(None, "each pass begins at position 0: no limit")
     if memory.positions in ("bounded", "window"):
         return Limit(
             None,
-            f"memory.positions={memory.positions!r} stay below {memory.capacity}: films go on "
-            "until they are stopped",
+            f"memory.positions={memory.positions!r} stay below {memory.capacity}: no limit",
         )
     return Limit(
         geometry.chunks_for(MAX_SECONDS),
-        f"memory.positions={memory.positions!r} grow with the film, beyond the "
-        f"{geometry.latent_seconds(memory.capacity):g} s that a chunk reads: expect drift; films "
-        f"end after {MAX_SECONDS} s",
+        f"memory.positions={memory.positions!r} grow with the film: expect drift; films end after "
+        f"{MAX_SECONDS} s",
     )
 
 

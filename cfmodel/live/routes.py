@@ -1,5 +1,6 @@
 """What the live page asks for: itself, small JSON bodies, and the film in fragments."""
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -23,18 +24,12 @@ TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
     "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and a line of text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    """A request that is answered with a status and a line of text: its arguments."""
 
 
 class Stage(NamedTuple):
@@ -45,9 +40,6 @@ class Stage(NamedTuple):
     """Warnings about a prompt; ValueError for one that cannot be used."""
     about: dict[str, Any]
     """Facts for the page."""
-
-
-Handler = Callable[[Stage, dict[str, Any]], "Response"]
 
 
 def make_app(stage: Stage) -> "FastAPI":
@@ -63,15 +55,15 @@ def make_app(stage: Stage) -> "FastAPI":
     for path, name in STATIC.items():
         app.add_route(f"/{path}", static(name), ["GET"])
     app.add_route("/api/about", lambda _: _json(200, stage.about), ["GET"])
-    handlers: dict[str, Handler] = {
-        "start": _start, "chunk": _chunk, "prompt": _prompt, "stop": _stop,
-    }  # fmt: skip
-    for name, handler in handlers.items():
-        app.add_route(f"/api/{name}", _post(stage, handler), ["POST"])
+    for handler in (_start, _chunk, _prompt, _stop):
+        route = _post(stage, handler)
+        app.add_route(f"/api/{handler.__name__[1:]}", route, ["POST"])
     return app
 
 
-def _post(stage: Stage, handler: Handler) -> "Callable[[Request], Awaitable[Response]]":
+def _post(
+    stage: Stage, handler: "Callable[[Stage, dict[str, Any]], Response]"
+) -> "Callable[[Request], Awaitable[Response]]":
     from fastapi import Request, Response
     from fastapi.concurrency import run_in_threadpool
 
@@ -79,7 +71,7 @@ def _post(stage: Stage, handler: Handler) -> "Callable[[Request], Awaitable[Resp
         try:
             return await run_in_threadpool(handler, stage, await _tree(request))
         except RefusedError as error:
-            return _json(error.status, {"error": str(error)})
+            return _json(error.args[0], {"error": error.args[1]})
 
     return route
 
@@ -93,13 +85,11 @@ async def _tree(request: "Request") -> dict[str, Any]:
         body += part
         if len(body) > MOST_BYTES:
             raise RefusedError(413, f"the request is larger than {MOST_BYTES} bytes")
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         tree = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(422, "the body is not JSON") from error
-    if not isinstance(tree, dict):
-        raise RefusedError(422, "expected a JSON object")
-    return tree
+        if isinstance(tree, dict):
+            return tree
+    raise RefusedError(422, "expected a JSON object")
 
 
 def _start(stage: Stage, tree: dict[str, Any]) -> "Response":

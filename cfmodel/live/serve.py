@@ -29,23 +29,15 @@ SCENE = "A red cube hops on grass under a clear sky."
 EVENTS = (
     "The camera holds still.",
     "The camera pans away to the left.",
-    "The view lingers on the other place.",
     "The camera pans back to the right.",
     "The cube leaves to the right.",
     "The cube comes back from the right.",
-    "The camera swings around the cube.",
 )
 """What the tiny model was trained to follow in mid-film, about the same scene."""
 
 
 def stage_of(pipeline: "Pipeline", *, seed: int, most: int = 1) -> routes.Stage:
-    """What a loaded experiment's server shows.
-
-    Args:
-        pipeline: makes the films; sessions take turns with it, a chunk each.
-        seed: of every film.
-        most: sessions at a time.
-    """
+    """What a loaded experiment's server shows to ``most`` sessions at a time."""
     experiment = pipeline.experiment
     geometry, turn = experiment.geometry, threading.Lock()
     ahead_s = AHEAD_CHUNKS * geometry.chunk_seconds
@@ -97,26 +89,15 @@ def bound(host: str, port: int) -> socket.socket:
         ValueError: no such address, or a port that is taken.
     """
     try:
-        return socket.create_server((host, port), family=_family(host))
+        return socket.create_server((host, port))
     except OSError as error:
         raise ValueError(
             f"cannot listen at {host}:{port}: {error.strerror}; choose another --host or --port"
         ) from error
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
 def serve(load: Callable[[], "Pipeline"], *, host: str, port: int, seed: int, most: int) -> None:
-    """Serve the page until the process is interrupted.
-
-    Args:
-        load: gives what makes the films; called when the address is known to be free.
-        host: address to listen on.
-        port: to listen on; 0 is any.
-        seed: of every film.
-        most: sessions at a time.
+    """Serve the page until the process is interrupted; load when the address is known to be free.
 
     Raises:
         ValueError: the address cannot be listened on.

@@ -72,8 +72,8 @@ class Session:
         film: what is shown.
         text: the first prompt.
         writer: makes bytes of pixel frames.
-        fps: pixel frames a second of playback.
-        ahead_s: seconds by which generation may run ahead of playback.
+        fps: of playback.
+        ahead_s: by how much generation may run ahead of playback.
         turn: held while a chunk is made, so that several sessions take turns.
         gone_s: see ``GONE_S``.
         clock: seconds, monotonic.

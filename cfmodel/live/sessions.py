@@ -9,8 +9,6 @@ from cfmodel.live.session import Session
 
 LEAVING_S = 2.0
 """How long a new viewer waits for one who has left and whose last chunk is being made."""
-KEPT = 8
-"""Sessions that ended and whose last bytes may still be fetched."""
 
 
 class BusyError(RuntimeError):
@@ -18,7 +16,7 @@ class BusyError(RuntimeError):
 
 
 class Sessions:
-    """Begins sessions and finds them again.
+    """Begins sessions and finds them again, until another begins after their end.
 
     Args:
         make: begins a session of a first prompt and a kind of codec.
@@ -40,14 +38,13 @@ class Sessions:
             for session in self._by_name.values():
                 if session.ended is not None:
                     session.thread.join(LEAVING_S)
-            done = [name for name, one in self._by_name.items() if not one.thread.is_alive()]
-            if len(self._by_name) - len(done) >= self._most:
+            alive = {name: one for name, one in self._by_name.items() if one.thread.is_alive()}
+            if len(alive) >= self._most:
                 raise BusyError(
                     f"busy: {self._most} of {self._most} sessions have a viewer; try again when "
                     "one has left"
                 )
-            for name in done[:-KEPT]:
-                del self._by_name[name]
+            self._by_name = alive
             name = secrets.token_hex(16)
             self._by_name[name] = self._make(text, kind)
             return name

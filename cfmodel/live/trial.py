@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from typing import Any, NamedTuple
 
-from cfmodel.live.routes import STATIC, TOLD
+from cfmodel.live.routes import TOLD
 from cfmodel.live.serve import EVENTS, SCENE
 
 TICK_S, LEAST_S = 0.01, 5.0
@@ -66,23 +66,18 @@ def check(seconds: float) -> None:
 def trial(address: str, seconds: float) -> dict[str, Any]:
     """Watches a film, with a new prompt half-way. Returns what was measured.
 
-    ``fps_made`` are pixel frames a second of generation, with what decoding and encoding take;
-    ``fps_shown`` those on screen from the first picture on; ``first_frame_s`` is from the request
-    until a picture is decoded; ``prompt_on_screen_s`` from the change of the prompt until the
-    first chunk made with it is on screen, None if that was not seen.
-
-    Args:
-        address: of the server.
-        seconds: of film to show.
+    ``fps_made`` are pixel frames a second of generation, decoding and encoding included;
+    ``fps_shown`` those on screen from the first one on; ``first_frame_s`` is from the request
+    until a picture is decoded; ``prompt_on_screen_s`` from a new prompt until the first chunk made
+    with it is on screen, None if it was not.
 
     Raises:
         RuntimeError: the server refuses, the film ends early, or frames are missing.
     """
     import torch
 
-    about = json.loads(_get(address, "api/about"))
-    for name in STATIC:
-        _get(address, name)
+    with urllib.request.urlopen(f"{address}/api/about", timeout=60) as got:
+        about = json.load(got)
     fps, kind = about["experiment"]["geometry"]["fps"], about["kinds"][0]["kind"]
     head, told, film = Playhead(), list[dict[str, Any]](), bytearray()
     changed_s = seen_s = None
@@ -134,11 +129,6 @@ def _decoded(film: bytes | bytearray) -> int:
 
     with av.open(io.BytesIO(film), "r") as container:
         return sum(1 for _ in container.decode(video=0))
-
-
-def _get(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(f"{address}/{path}", timeout=60) as reply:
-        return reply.read()
 
 
 def _good(reply: Reply) -> Reply:

@@ -50,7 +50,7 @@ async function start(prompt) {
   document.body.dataset.prompt = 0;
   const run = now = {
     session: tree.session, source: new MediaSource(), leave: new AbortController(), next: 0,
-    took_s: 0, states: [], prompts: { 1: { text: prompt, asked } }, pictures: new Map(), held: [],
+    took_s: 0, states: [], prompts: { 1: { prompt, asked } }, pictures: new Map(), held: [],
   };
   phase("on");
   say(tree.warnings.join(" "));
@@ -67,7 +67,7 @@ async function change(run, prompt) {
   const reply = await post("prompt", { session: run.session, prompt });
   const tree = await reply.json();
   if (!reply.ok) { say(tree.error || tree.ended, true); return; }
-  run.prompts[tree.number] = { text: prompt, asked };
+  run.prompts[tree.number] = { prompt, asked };
   say([`prompt ${tree.number} comes with the next chunk.`, ...tree.warnings].join(" "));
 }
 
@@ -100,7 +100,13 @@ async function stream(run) {
     const began = performance.now(), ask = { session: run.session, chunk: run.next };
     const reply = await post("chunk", ask, { signal: run.leave.signal });
     if (reply.status === 204) continue;
-    if (!reply.ok) { await end(run, await reply.json()); return; }
+    if (!reply.ok) {
+      const { ended, error } = await reply.json();
+      if (ended) run.source.endOfStream();
+      while (ended && run === now && !video.ended) await pause(TICK_MS);
+      finish(run, error ?? `the film has ended: ${ended}`, Boolean(error));
+      return;
+    }
     const told = reply.headers.get("x-live");
     await add(run, await reply.arrayBuffer());
     run.took_s = Math.max((performance.now() - began) / 1000, FADE * run.took_s);
@@ -119,14 +125,6 @@ async function add(run, bytes) {
   }
 }
 
-async function end(run, tree) {
-  if (tree.ended) {
-    run.source.endOfStream();
-    while (run === now && !video.ended) await pause(TICK_MS);
-  }
-  finish(run, tree.ended ? `the film has ended: ${tree.ended}` : tree.error, !tree.ended);
-}
-
 // What is told of a chunk is shown when its first picture is.
 function tick() {
   at("seconds").textContent = video.currentTime.toFixed(1);
@@ -139,11 +137,11 @@ function tick() {
 
 function show(run, state) {
   at("fps").textContent = state.fps.toFixed(1);
-  const prompt = run.prompts[state.prompt];
-  if (prompt && Number(document.body.dataset.prompt) !== state.prompt) {
+  const given = run.prompts[state.prompt];
+  if (given && Number(document.body.dataset.prompt) !== state.prompt) {
     document.body.dataset.prompt = state.prompt;
-    const waited = ((performance.now() - prompt.asked) / 1000).toFixed(1);
-    const text = `${state.start_s.toFixed(1)} s: ${prompt.text} (seen after ${waited} s)`;
+    const waited = ((performance.now() - given.asked) / 1000).toFixed(1);
+    const text = `${state.start_s.toFixed(1)} s: ${given.prompt} (seen after ${waited} s)`;
     at("prompts").prepend(tag("li", text));
     say("");
   }
