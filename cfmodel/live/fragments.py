@@ -33,20 +33,19 @@ _CODERS: dict[Kind, tuple[str, dict[str, str]]] = {
 
 
 class _Bytes:
-    """A file that is emptied as it is read."""
+    """A file that cannot be sought in, as ``io.BytesIO`` can."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
 
     def write(self, data: bytes) -> int:
         """Append bytes; how many."""
-        self._parts.append(bytes(data))
+        self.parts.append(bytes(data))
         return len(data)
 
     def take(self) -> bytes:
         """What was written since the last call."""
-        data = b"".join(self._parts)
-        self._parts.clear()
+        data, self.parts = b"".join(self.parts), []
         return data
 
 

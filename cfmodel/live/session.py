@@ -41,21 +41,25 @@ Film = Callable[[Callable[[int], str]], Iterator[Shot]]
 
 
 class Made(NamedTuple):
-    """What a page is told of a chunk."""
+    """What a page is told of a chunk.
+
+    Args:
+        chunk: its index.
+        start_s: seconds of film before it.
+        frames: its pixel frames.
+        made_s: seconds from its first step until it was encoded.
+        fps: pixel frames made a second, over the last chunks.
+        prompt: number of its prompt, the first being 1.
+        slots: latent frames, and roles, that the memory's first layer holds behind it.
+    """
 
     chunk: int
     start_s: float
-    """Seconds of film before it."""
     frames: int
-    """Its pixel frames."""
     made_s: float
-    """Seconds from its first step until it was encoded."""
     fps: float
-    """Pixel frames made a second, over the last chunks."""
     prompt: int
-    """Number of its prompt, the first being 1."""
     slots: tuple[tuple[int, str], ...]
-    """Latent frames, and roles, that the memory's first layer holds behind it."""
 
 
 class Fragment(NamedTuple):
@@ -194,14 +198,9 @@ class Session:
     def _told(self, shot: Shot, made_s: float) -> Made:
         frames = len(shot.frames_RYXC)
         self._rates.append((frames, made_s))
-        made = Made(
-            chunk=self._next,
-            start_s=self._frames / self._fps,
-            frames=frames,
-            made_s=made_s,
-            fps=sum(n for n, _ in self._rates) / max(sum(s for _, s in self._rates), 1e-9),
-            prompt=self._prompt_of.pop(self._next),
-            slots=tuple((slot.frame, slot.role) for slot in shot.slots),
-        )
+        fps = sum(n for n, _ in self._rates) / max(sum(s for _, s in self._rates), 1e-9)
+        slots = tuple((slot.frame, slot.role) for slot in shot.slots)
+        prompt, start_s = self._prompt_of.pop(self._next), self._frames / self._fps
+        made = Made(self._next, start_s, frames, made_s, fps, prompt, slots)
         self._frames += frames
         return made

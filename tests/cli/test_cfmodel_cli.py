@@ -436,9 +436,7 @@ def test_a_live_page_is_watched_without_a_browser(run, refuse):
     # At most 1.5 s are buffered and one chunk of 0.75 s is being made.
     assert 0 < result["prompt_on_screen_s"] < 2.3 + result["stalled_s"]
     assert "at least 5" in refuse("live", "--preset", "nano", "--trial", 1)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "choose another --host or --port" in refuse(
             "live", "--preset", "nano", "--port", port
