@@ -16,22 +16,6 @@ SLACK_S, FADE = 0.4, 0.9
 """As in the page."""
 
 
-class Playhead:
-    """A picture that moves on with the clock and waits where nothing is buffered."""
-
-    def __init__(self) -> None:
-        self.at_s = self.end_s = self.stalled_s = 0.0
-        self._seen_s: float | None = None
-
-    def move(self, now_s: float) -> None:
-        """Play on until ``now_s`` of the clock, the first call being the beginning."""
-        passed_s = 0.0 if self._seen_s is None else now_s - self._seen_s
-        self._seen_s = now_s
-        missing_s = max(0.0, self.at_s + passed_s - self.end_s)
-        self.at_s += passed_s - missing_s
-        self.stalled_s += missing_s
-
-
 class Reply(NamedTuple):
     """An answer: HTTP status, body, and what is told of a chunk."""
 
@@ -79,33 +63,36 @@ def trial(address: str, seconds: float) -> dict[str, Any]:
     with urllib.request.urlopen(f"{address}/api/about", timeout=60) as got:
         about = json.load(got)
     fps, kind = about["experiment"]["geometry"]["fps"], about["kinds"][0]["kind"]
-    head, told, film = Playhead(), list[dict[str, Any]](), bytearray()
+    told, film = list[dict[str, Any]](), bytearray()
     changed_s = seen_s = None
-    first_s = took_s = 0.0
-    began = time.monotonic()
+    # Seconds of film on screen and buffered: the picture waits where nothing is buffered.
+    at_s = end_s = first_s = took_s = 0.0
+    began = now = time.monotonic()
     reply = _good(post(address, "start", {"prompt": f"{SCENE} {EVENTS[0]}", "kind": kind}))
     session = json.loads(reply.data)["session"]
-    while head.at_s < seconds:
-        now = time.monotonic()
-        if told:
-            head.move(now)
-        if changed_s is None and head.at_s >= seconds / 2:
+    while at_s < seconds:
+        before, now = now, time.monotonic()
+        at_s = min(at_s + now - before, end_s)
+        if changed_s is None and at_s >= seconds / 2:
             changed_s = now
             change = {"session": session, "prompt": f"{SCENE} {EVENTS[1]}"}
             _good(post(address, "prompt", change))
         starts = [one["start_s"] for one in told if one["prompt"] == 2]
-        if seen_s is None and starts and head.at_s >= starts[0]:
-            seen_s = now - (head.at_s - starts[0])
-        if told and head.end_s - head.at_s > min(about["ahead_s"], SLACK_S + 2 * took_s):
+        if seen_s is None and starts and at_s >= starts[0]:
+            seen_s = now - (at_s - starts[0])
+        if told and end_s - at_s > min(about["ahead_s"], SLACK_S + 2 * took_s):
             time.sleep(TICK_S)
             continue
         reply = _good(post(address, "chunk", {"session": session, "chunk": len(told)}))
         if reply.status == 200:
             took_s = max(time.monotonic() - now, FADE * took_s)
             film += reply.data
-            first_s = first_s or (_decoded(film) and time.monotonic() - began)
+            if not told and _decoded(film):
+                # Playback begins here.
+                now = time.monotonic()
+                first_s = now - began
             told.append(reply.told)
-            head.end_s = reply.told["start_s"] + reply.told["frames"] / fps
+            end_s = reply.told["start_s"] + reply.told["frames"] / fps
     wall_s = time.monotonic() - began - first_s
     post(address, "stop", {"session": session})
     frames = sum(one["frames"] for one in told)
@@ -116,10 +103,10 @@ def trial(address: str, seconds: float) -> dict[str, Any]:
     return {
         "preset": about["preset"], "key": about["key"], "device": about["device"],
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "fps": fps,
-        "seconds": round(head.at_s, 2), "bytes": len(film),
+        "seconds": round(at_s, 2), "bytes": len(film),
         "fps_made": round(frames / sum(one["made_s"] for one in told), 1),
-        "fps_shown": round(head.at_s * fps / wall_s, 2), "first_frame_s": round(first_s, 3),
-        "prompt_on_screen_s": seen, "stalled_s": round(head.stalled_s, 3),
+        "fps_shown": round(at_s * fps / wall_s, 2), "first_frame_s": round(first_s, 3),
+        "prompt_on_screen_s": seen, "stalled_s": round(wall_s - at_s, 3),
     }  # fmt: skip
 
 

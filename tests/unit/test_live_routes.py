@@ -100,14 +100,3 @@ def test_the_page_asks_nobody_else(address, post):
 def test_prompts_that_the_tiny_model_was_not_trained_on_are_warned_of():
     assert check("A red ball hops on grass under a clear sky.", preset("tiny")) == []
     assert "not trained on" in check("the stock market", preset("tiny"))[0]
-
-
-def test_a_playhead_waits_where_nothing_is_buffered():
-    head = trials.Playhead()
-    head.end_s = 1.0
-    for now_s in (10.0, 10.75, 11.5, 11.75):
-        head.move(now_s)
-    assert (head.at_s, head.stalled_s) == (1.0, 0.75)
-    head.end_s = 2.0
-    head.move(12.0)
-    assert (head.at_s, head.stalled_s) == (1.25, 0.75)
