@@ -119,6 +119,39 @@ def sample(
     _say(result if as_json else said)
 
 
+@app.command()
+def live(
+    preset: PresetName = "tiny",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="to listen on; 0 is any")] = 8000,
+    seed: Annotated[int, typer.Option(help="another seed, another film")] = 0,
+    sessions: Annotated[int, typer.Option(min=1, help="viewers at a time")] = 1,
+    overrides: Overrides = [],  # noqa: B006  the parser copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>")] = "auto",
+    trial: Annotated[
+        float | None, typer.Option(help="watch for these seconds without a browser; tell figures")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a film in the browser while it is made; its prompt can be changed. docs/live.md."""
+    from cfmodel import pipeline, presets
+    from cfmodel.live import serve as servers
+    from cfmodel.live import trial as trials
+
+    experiment = presets.preset(preset, tuple(overrides))
+
+    def load() -> pipeline.Pipeline:
+        return pipeline.load(experiment, device=None if device == "auto" else device)
+
+    if trial is None:
+        servers.serve(load, host=host, port=port, seed=seed, most=sessions)
+        return
+    trials.check(trial)
+    with servers.served(load(), seed=seed) as address:
+        result = trials.trial(address, trial)
+    _say(result if as_json else [f"{name}: {value}" for name, value in result.items()])
+
+
 @presets_app.command("list")
 def list_presets(
     family: Annotated[

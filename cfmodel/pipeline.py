@@ -4,7 +4,7 @@ Dims: B films, R pixel frames, Y rows, X columns, G texts, S text tokens, E text
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,17 @@ from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
 from cfmodel.nn.fast import Fast, quicken
-from cfmodel.nn.transformer import TextKV, VideoTransformer
+from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.presets import WAN_STUDENT
 from cfmodel.rollout import HashNoise
 from cfmodel.samplers import Parts, roll_out
 from cfmodel.scenes import switched
+from cfmodel.texts import Asked, Texts
 
 logger = logging.getLogger(__name__)
+
+ENDLESS = 1 << 40
+"""Chunks of a film that goes on until it is stopped; at 0.75 s each, 26 thousand years."""
 
 
 class Request(NamedTuple):
@@ -212,30 +216,86 @@ class Pipeline:
             )
         texts = list(dict.fromkeys(text for r in requests for text, _ in r.segments))
         tokens = dict(zip(texts, self.text.encode(texts), strict=True))
+        geometry = experiment.geometry
         past = 0 if history is None else history.shape[1] // experiment.geometry.chunk
         plans = [self._changes(request, past + chunks) for request in requests]
         if any(plan != plans[0] for plan in plans):
             return self._one_by_one(requests, chunks, history, memory)
         changes = plans[0]
-        text_at = _Texts(self.model, requests, tokens, experiment.geometry)
-        memory = memory or self.memory(batch)
-        begin = switched(
-            self.model, memory, text_at, lambda chunk: changes.get(chunk, "keep"), dtype=self._dtype
-        )
-        parts = Parts(
-            experiment,
-            self.model,
-            memory,
-            text_at,
-            HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
-            batch=batch,
-            dtype=self._dtype,
-            reencode=self._reencoded,
-            begin=begin if changes else None,
-            recorded=self.fast.recorded and self._device.type == "cuda",
+        parts = self._parts(
+            lambda chunk: tuple(_text(request, chunk, geometry) for request in requests),
+            lambda text: tokens[text],
+            (lambda chunk: changes.get(chunk, "keep")) if changes else None,
+            noise=HashNoise([r.prompt_id for r in requests], [r.seed for r in requests]),
+            memory=memory or self.memory(batch),
         )
         split = () if history is None else history.split(experiment.geometry.chunk, 1)
         return roll_out(parts, chunks, split)
+
+    def stream(
+        self,
+        ask: Callable[[int], str],
+        *,
+        prompt_id: str,
+        seed: int,
+        chunks: int = ENDLESS,
+        memory: SlotMemory | None = None,
+    ) -> Iterator[Tensor]:
+        """One film whose texts are not known beforehand, as (1, R, Y, X, 3) uint8 CPU tensors.
+
+        A text that differs from the one before it does what ``memory.switch`` says. Given the same
+        texts at the same chunks, it is the film that ``films`` makes.
+
+        Args:
+            ask: the text of the chunk with this index; called once a chunk, in order, when that
+                chunk is begun.
+            prompt_id: decides the noise, with the seed.
+            seed: as of a request.
+            chunks: how many are made at most; nothing is kept for those to come.
+            memory: as of ``latents``.
+
+        Raises:
+            ValueError: a switch that the sampler or the attention backend does not have.
+        """
+        experiment = self.experiment
+        how = experiment.memory.switch
+        self._check_switches(() if how == "keep" else (how,))
+        texts = Asked(ask)
+        parts = self._parts(
+            lambda chunk: (texts(chunk),),
+            lambda text: self.text.encode([text])[0],
+            None if how == "keep" else lambda chunk: how if texts.is_new(chunk) else "keep",
+            noise=HashNoise([prompt_id], [seed]),
+            memory=memory or self.memory(1),
+        )
+        return self._decoded(roll_out(parts, chunks), None, 1)
+
+    def _parts(
+        self,
+        texts_at: Callable[[int], tuple[str, ...]],
+        tokens_of: Callable[[str], Tensor],
+        switches: Callable[[int], Switch] | None,
+        *,
+        noise: HashNoise,
+        memory: SlotMemory,
+    ) -> Parts:
+        """What films are rolled out of: their texts and switches by chunk, noise and memory."""
+        text_at = Texts(self.model, texts_at, tokens_of)
+        begin = None
+        if switches is not None:
+            begin = switched(self.model, memory, text_at, switches, dtype=self._dtype)
+        return Parts(
+            self.experiment,
+            self.model,
+            memory,
+            text_at,
+            noise,
+            batch=memory.batch,
+            dtype=self._dtype,
+            reencode=self._reencoded,
+            begin=begin,
+            recorded=self.fast.recorded and self._device.type == "cuda",
+        )
 
     def _one_by_one(
         self,
@@ -263,15 +323,19 @@ class Pipeline:
         Raises:
             ValueError: a way to switch that the sampler does not have.
         """
-        plan, sampler = _switches(request, chunks, self.experiment), self.experiment.sample.sampler
-        if plan and sampler != "chunk":
+        plan = _switches(request, chunks, self.experiment)
+        self._check_switches(plan.values())
+        return plan
+
+    def _check_switches(self, switches: Collection[Switch]) -> None:
+        sampler = self.experiment.sample.sampler
+        if switches and sampler != "chunk":
             raise ValueError(
                 f"sample.sampler={sampler!r} cannot change its memory at a new text; use switch "
                 "'keep'"
             )
-        if "recache" in plan.values() and self.attention == "flash":
+        if "recache" in switches and self.attention == "flash":
             raise ValueError("flash attention takes no mask, which recache needs; use sdpa")
-        return plan
 
     def _reencoded(self, film_BFCXY: Tensor) -> Tensor:
         """The last pixel frame of the first latent of a film's last chunk, as a first latent."""
@@ -364,36 +428,9 @@ def _switches(request: Request, chunks: int, experiment: Experiment) -> dict[int
     return plan
 
 
-class _Texts:
-    """Cross-attention keys and values of each chunk's texts, made when the texts change."""
-
-    def __init__(
-        self,
-        model: VideoTransformer,
-        requests: Sequence[Request],
-        tokens: dict[str, Tensor],
-        geometry: Geometry,
-    ) -> None:
-        self._model = model
-        self._requests = requests
-        self._tokens = tokens
-        self._geometry = geometry
-        self._now: tuple[str, ...] = ()
-        self._kv: TextKV | None = None
-
-    @torch.no_grad()
-    def __call__(self, chunk: int) -> TextKV:
-        now = tuple(self._text(request, chunk) for request in self._requests)
-        if self._kv is None or now != self._now:
-            weight = self._model.patch_embed.weight
-            tokens_BGSE = torch.stack([self._tokens[text] for text in now])[:, None]
-            self._now = now
-            self._kv = self._model.text_kv(tokens_BGSE.to(weight.device, weight.dtype))
-        return self._kv
-
-    def _text(self, request: Request, chunk: int) -> str:
-        seconds = [duration for _, duration in request.segments]
-        return request.segments[segment_of(seconds, chunk, self._geometry)][0]
+def _text(request: Request, chunk: int, geometry: Geometry) -> str:
+    seconds = [duration for _, duration in request.segments]
+    return request.segments[segment_of(seconds, chunk, geometry)][0]
 
 
 def load(

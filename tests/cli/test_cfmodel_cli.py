@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -420,3 +423,41 @@ def test_one_film_from_every_layout(run, refuse, tmp_path):
     told = refuse("convert", "few-step.pt#generator", "--out", "x.safetensors", *sizes)
     assert "no state dict 'generator'; it has generator_ema" in told
     assert "expected one of cfmodel" in refuse("convert", "x", "--to", "y", "--out", "z")
+
+
+def test_a_live_page_is_watched_without_a_browser(run, refuse):
+    pytest.importorskip("fastapi")
+    done = run("live", "--preset", "nano", "--device", "cpu", "--trial", 5, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert (result["preset"], result["device"]) == ("nano/ours", "cpu")
+    assert result["fps_made"] > result["fps"] == 16
+    assert result["stalled_s"] >= 0, "no faster than the clock"
+    # At most 1.5 s are buffered and one chunk of 0.75 s is being made.
+    assert 0 < result["prompt_on_screen_s"] < 2.3 + result["stalled_s"]
+    assert "at least 5" in refuse("live", "--preset", "nano", "--trial", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "choose another --host or --port" in refuse(
+            "live", "--preset", "nano", "--port", port
+        )
+
+
+def test_a_live_server_ends_well_when_it_is_interrupted(tmp_path):
+    pytest.importorskip("fastapi")
+    command = [sys.executable, "-m", "cfmodel", "live", "--preset", "nano", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as server:
+        try:
+            assert server.stderr is not None
+            told = next(line for line in server.stderr if "live page at" in line)
+            address = told.split("live page at ")[1].split(";")[0]
+            with urllib.request.urlopen(f"{address}/api/about", timeout=60) as reply:
+                assert json.loads(reply.read())["preset"] == "nano/ours"
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+            assert server.stderr.read().splitlines()[-1] == "stopped"
+        finally:
+            server.kill()
