@@ -221,6 +221,7 @@ class _Watcher:
     def __init__(self, step: int, clips: Sequence[range], nets: Nets, device: torch.device) -> None:
         self.film, self.batch = Film(step=step), BATCHES[device.type]
         self._nets, self._device = nets, device
+        self._heap = process.Heap()
         self._late: Frames | None = None
         self._middle = {k for clip in clips for k in drawn_again(clip)}
         self._first = {k for clip in clips for k in flown(clip, step)}
@@ -301,7 +302,7 @@ class _Watcher:
         for part in _parts(numbers, self.batch.pairs):
             between = [images[k - 1 - start] if k > start else self._late for k in part]
             a, b = (_joined([unit(k - late) for k in part]) for late in (2, 0))
-            process.give_back()
+            self._heap.trim()
             for k, value in zip(part, self._unsmooth(a, b, between), strict=True):
                 self.film.smooth[k - 1] = value
 
@@ -315,13 +316,13 @@ class _Watcher:
         for part in _parts(numbers, self.batch.pairs):
             firsts = [k - self.film.step for k in part]
             lacking = [k for k in dict.fromkeys((*firsts, *part)) if k not in known]
-            process.give_back()
+            self._heap.trim()
             for some in _parts(lacking, self.batch.pairs):
                 known.update(zip(some, net.features(shown(some)).split(1), strict=True))
             ends = [_joined([known[k] for k in side]) for side in (firsts, part)]
             for k in [k for k in known if k <= firsts[-1]]:
                 del known[k]
-            process.give_back()
+            self._heap.trim()
             flows = net.flow(shown(firsts), *ends).cpu().numpy()
             strong = [rules.strong_flow(cv2.magnitude(u, v)) for u, v in flows]
             self.film.strong.update(zip(firsts, strong, strict=True))
