@@ -80,7 +80,8 @@ def _among_largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.
     least = len(sample) - 1 - 3 * count * len(sample) // (2 * len(values))
     if least <= 0:
         return values
-    found = values[values >= np.partition(sample, least)[least]]
+    # What is no number counts as largest, as it does when all are sorted.
+    found = values[~(values < np.partition(sample, least)[least])]
     return found if len(found) >= count else values
 
 
