@@ -136,10 +136,11 @@ def main() -> None:
             return json.loads(out.read_text(encoding="utf-8"))
 
         seen = apart_before_scores(weights, theirs(SEEN_SCRIPT, weights, work / "films"))
-        whole = theirs(SCRIPT, weights, work / "films", given.dino.absolute())
+        dino = given.dino.absolute()
+        whole = theirs(SCRIPT, weights, work / "films", dino)
         write_film(work / "long.mp4", long_film())
         long = {
-            name: theirs(LONG_SCRIPT, name, weights, work / "long.mp4", TABLES)
+            name: theirs(LONG_SCRIPT, name, weights, work / "long.mp4", TABLES, dino)
             for name in LONG_SUITES
         }
         mine = ours(weights) | {name: ours_long(weights, name, long[name]) for name in LONG_SUITES}
