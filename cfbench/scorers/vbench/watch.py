@@ -8,7 +8,6 @@ of frame numbers.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -233,6 +232,8 @@ class _Watcher:
         self._shown: dict[int, Tensor] = {}
         self._acted: dict[int, Tensor] = {}
         self._held: dict[int, Frames] = {}
+        self._floats: dict[int, Tensor] = {}
+        self._units: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
 
     def see(self, block: _Block) -> None:
@@ -244,6 +245,7 @@ class _Watcher:
         if min(film.rows, film.columns) >= SMALLEST_SIDE:
             self._moving(block)
         self._together(block)
+        self._floats = {k: v for k, v in self._floats.items() if k in self._held}
         self._late = images[-1]
         film.frames += len(images)
 
@@ -252,8 +254,16 @@ class _Watcher:
         at = k - self.film.frames
         if at >= 0 and block.pixels is not None:
             return block.pixels[at][None]
-        image = block.images[at] if at >= 0 else self._held[k]
-        return prep.pixels(image[None], self._device)
+        if k not in self._floats:
+            image = block.images[at] if at >= 0 else self._held[k]
+            self._floats[k] = prep.pixels(image[None], self._device)
+        return self._floats[k]
+
+    def _unit(self, block: _Block, k: int) -> Tensor:
+        """As ``_pixels``, in [0, 1]: an end of two pairs, most of the time."""
+        if k not in self._units:
+            self._units[k] = self._pixels(block, k) / prep.LEVELS
+        return self._units[k]
 
     def _flicker(self, images: Frames) -> None:
         before, size = self._late, float(images[0].size)
@@ -297,11 +307,10 @@ class _Watcher:
     def _draw_again(self, numbers: list[int], block: _Block) -> None:
         """How far the frame before each of these is from what its neighbours let expect."""
         images, start = block.images, self.film.frames
-        # An end of two pairs, most of the time.
-        unit = cache(lambda k: self._pixels(block, k) / prep.LEVELS)
         for part in _parts(numbers, self.batch.pairs):
             between = [images[k - 1 - start] if k > start else self._late for k in part]
-            a, b = (_joined([unit(k - late) for k in part]) for late in (2, 0))
+            a, b = (_joined([self._unit(block, k - late) for k in part]) for late in (2, 0))
+            self._units = {k: v for k, v in self._units.items() if k >= part[-1] - 1}
             self._heap.trim()
             for k, value in zip(part, self._unsmooth(a, b, between), strict=True):
                 self.film.smooth[k - 1] = value
