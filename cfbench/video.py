@@ -33,7 +33,7 @@ SAME_EVERYWHERE = (
 """x264's AVX-512 code gives the first film of a process other bytes from run to run."""
 BT709, LIMITED_RANGE = 1, 1
 SEI = 6  # H.264 unit in which x264 writes its version and settings
-DECODE_BLOCK, PLAIN_BLOCK = 64, 8
+DECODE_BLOCK, PLAIN_BLOCK = 64, 4
 
 
 class DecodeError(ValueError):

@@ -15,6 +15,8 @@ LEVELS = 255
 FLOW_SHARE = 0.05
 FLOW_LIMIT = 6 / 256  # of the shorter side, in pixels
 PAIRS_PER_S = 8
+SAMPLED = 61
+"""Of so many values one is looked at to guess how large the largest are."""
 
 
 def interval(fps: float) -> int:
@@ -64,9 +66,23 @@ def strong_flow(magnitude: NDArray[np.floating[Any]], share: float = FLOW_SHARE)
     Source: VBench, dynamic_degree.
     """
     count = max(1, int(magnitude.size * share))
-    largest = np.partition(magnitude, magnitude.size - count, axis=None)[-count:]
+    largest = np.sort(_among_largest(magnitude.ravel(), count))[-count:]
     # Largest first, as upstream adds them up.
-    return float(np.sort(largest)[::-1].mean())
+    return float(largest[::-1].mean())
+
+
+def _among_largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.floating[Any]]:
+    """The ``count`` largest and some more: those above what half as many again of a sample reach.
+
+    To sort these costs half of what it costs to divide all of them.
+    """
+    sample = values[::SAMPLED]
+    least = len(sample) - 1 - 3 * count * len(sample) // (2 * len(values))
+    if least <= 0:
+        return values
+    # What is no number counts as largest, as it does when all are sorted.
+    found = values[~(values < np.partition(sample, least)[least])]
+    return found if len(found) >= count else values
 
 
 def moves(strong: Floats, height: int, width: int) -> Flags:

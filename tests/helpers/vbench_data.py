@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cfbench.scorers.vbench.drawn import (
     SMALL,
+    dino_shapes,
     drawn,
     prompt_free,
     umt_shapes,
@@ -60,11 +61,20 @@ def vocabulary() -> Path:
     return Path(str(metadata.distribution("openai-clip").locate_file(name)))
 
 
+def dinov2_shapes(width: int = 128, layers: int = 2) -> dict[str, tuple[int, ...]]:
+    """DINO's with patches of 14 and a scale of each shortcut."""
+    shapes = dict(dino_shapes(width, layers))
+    shapes["pos_embed"] = (1, 257, width)
+    shapes["patch_embed.proj.weight"] = (width, 3, 14, 14)
+    return shapes | {f"blocks.{k}.ls{n}.gamma": (width,) for k in range(layers) for n in (1, 2)}
+
+
 def write_weights(root: Path) -> Path:
-    """All files but DINOv2's, CLIP as plain state dicts."""
+    """All files, CLIP as plain state dicts."""
     states = prompt_free(SMALL) | {
         "viclip": drawn("viclip", viclip_shapes()),
         "umt": drawn("umt", umt_shapes()),
+        "dinov2": drawn("dinov2", dinov2_shapes()),
     }
     states["umt"]["head.bias"][SHOWN_ACTION] += 4
     written(root, states)

@@ -1,7 +1,8 @@
 """VBench beside ours: ``python -m tests.parity.compare_vbench --env FOLDER --dino CHECKOUT``.
 
 FOLDER is an environment of ``cfbench vbench-env create``, CHECKOUT one of facebookresearch/dino.
-Prints the differences (JSON); ``--store`` keeps the package's scores for the tests.
+Prints the differences (JSON), of scores and of what is seen on the way to them: probabilities of
+actions, and flow in pixels of the static filter. ``--store`` keeps the package's scores for tests.
 """
 
 import argparse
@@ -14,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
+import torch
 
-from cfbench import scorers
-from cfbench.scorers.vbench import protocol
-from cfbench.scorers.vbench.suite import NEEDS
+from cfbench import scorers, standard
+from cfbench.scorers.vbench import protocol, static
+from cfbench.scorers.vbench.files import Folder
+from cfbench.scorers.vbench.suite import NEEDS, Toolbox
+from cfbench.scorers.vbench.watch import Nets, watch
 from cfbench.types import Prompt, Segment
 from cfbench.video import Frames, held
 from tests.helpers.vbench_data import (
@@ -36,6 +41,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "vbench.json"
 LONG_GOLDEN = GOLDEN.with_name("vbench-long.json")
 SCRIPT = Path(__file__).with_name("upstream_vbench.py")
 LONG_SCRIPT = Path(__file__).with_name("upstream_long.py")
+SEEN_SCRIPT = Path(__file__).with_name("upstream_seen.py")
 LONG_SUITES = ("vbench-long", "vbench-long-index")
 TABLES = Path(protocol.__file__).parents[2] / "data" / protocol.LONG_TABLES
 PROMPT = Prompt(id="none", segments=(Segment(text="none", seconds=1),))
@@ -65,6 +71,26 @@ def ours_long(weights: Path, name: str, dimensions: Iterable[str]) -> dict[str, 
     prompt = Prompt(id="long", segments=PROMPT.segments, vbench=asked)
     found = {s.dimension: s.value for s in suite.score(held(long_film(), FPS), prompt)}
     return {dimension: found[dimension] for dimension in asked}
+
+
+def apart_before_scores(weights: Path, theirs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Differences by film: of any class's probability, of strong flow, of the static filter."""
+    tools, cpu = Toolbox(Folder(weights), torch.device("cpu")), torch.device("cpu")
+    found: dict[str, dict[str, float]] = {}
+    for name in FILMS:
+        frames = film(name)
+        nets = Nets(umt=tools.net("umt"))
+        acts = watch(iter((frames,)), FPS, (range(len(frames)),), nets, cpu).acts[0]
+        flows = static.flows(held(frames, FPS), tools.net("raft"), cpu)
+        calm = standard.is_static(*flows)
+        told = theirs["static"][name]
+        strong = np.concatenate([flows.strong, flows.ends])
+        found[name] = {
+            "action_probability": float(np.abs(acts - theirs["actions"][name]).max()),
+            "static_flow_px": float(np.abs(strong - told["strong"]).max()),
+            "static": float(calm != told["static"]),
+        }
+    return found
 
 
 def write_film(path: Path, frames: Frames) -> None:
@@ -109,10 +135,12 @@ def main() -> None:
             subprocess.run([str(python), *map(str, words), str(out)], check=True, stdout=sys.stderr)
             return json.loads(out.read_text(encoding="utf-8"))
 
-        whole = theirs(SCRIPT, weights, work / "films", given.dino.absolute())
+        seen = apart_before_scores(weights, theirs(SEEN_SCRIPT, weights, work / "films"))
+        dino = given.dino.absolute()
+        whole = theirs(SCRIPT, weights, work / "films", dino)
         write_film(work / "long.mp4", long_film())
         long = {
-            name: theirs(LONG_SCRIPT, name, weights, work / "long.mp4", TABLES)
+            name: theirs(LONG_SCRIPT, name, weights, work / "long.mp4", TABLES, dino)
             for name in LONG_SUITES
         }
         mine = ours(weights) | {name: ours_long(weights, name, long[name]) for name in LONG_SUITES}
@@ -124,7 +152,8 @@ def main() -> None:
         for name, rows in {**whole, **long}.items()
     }
     largest = max(value for row in apart.values() for value in row.values())
-    sys.stdout.write(json.dumps({"films": apart, "largest": largest}, sort_keys=True) + "\n")
+    told = {"films": apart, "largest": largest, "seen": seen}
+    sys.stdout.write(json.dumps(told, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

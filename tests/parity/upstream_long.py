@@ -1,7 +1,8 @@
 """VBench-Long's own scores; runs in the environment of ``cfbench vbench-env create``, with ``av``.
 
-``python upstream_long.py PROTOCOL WEIGHTS FILM TABLES OUT``: a folder of weights laid out as the
-package's cache, a film, VBench-Long's tables, and the JSON file to write. Under ``vbench-long``
+``python upstream_long.py PROTOCOL WEIGHTS FILM TABLES DINO OUT``: a folder of weights laid out as
+the package's cache, a film, VBench-Long's tables, a checkout of facebookresearch/dino, and the JSON
+file to write. DINOv2, which the package takes from the net, is timm's. Under ``vbench-long``
 clips are written as torchvision once wrote them, under ``vbench-long-index`` without loss.
 """
 
@@ -17,10 +18,11 @@ from typing import Any
 
 import av
 import torch
-from upstream_vbench import archive_clip
+from upstream_vbench import archive_clip, hub_of_dino
 
 DIMENSIONS = (
-    "background_consistency", "temporal_flickering", "motion_smoothness", "aesthetic_quality",
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness",
+    "aesthetic_quality",
 )  # fmt: skip
 WRITERS = {
     # x264's code for AVX-512 gives the first film of a process other bytes from run to run.
@@ -57,6 +59,25 @@ def stand_in(protocol: str) -> None:
         sys.modules[name] = module
 
 
+def stand_in_hub(cache: Path, dino: Path, work: Path) -> None:
+    """Small DINO and DINOv2 where the package asks torch.hub for them."""
+    (cache / "dino_model" / "facebookresearch_dino_main").mkdir()
+    hub: Any = importlib.import_module("torch.hub")
+    timm: Any = importlib.import_module("timm.models.vision_transformer")
+    plain = hub.load
+
+    def load(repo_or_dir: str, model: str, **_: Any) -> Any:
+        if model != "dinov2_vitb14":
+            return plain(hub_of_dino(cache, dino, work), "tiny", source="local")
+        net = timm.VisionTransformer(
+            patch_size=14, embed_dim=128, depth=2, num_heads=2, init_values=1.0, num_classes=0
+        )
+        net.load_state_dict(torch.load(cache / "dinov2_model" / "dinov2_vitb14_pretrain.pth"))
+        return net.eval()
+
+    hub.load = load
+
+
 def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
     """Values of a film by dimension."""
     long: Any = importlib.import_module("vbench2_beta_long")
@@ -81,6 +102,7 @@ def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
             use_semantic_splitting=False, static_filter_flag=False, dev_flag=True,
             clip_length_config=str(work / "lengths.yaml"), w_inclip=1.0, w_clip2clip=0.0,
             slow_fast_eval_config=str(work / "halves.yaml"), bg_clip2clip_feat_extractor="clip",
+            sb_clip2clip_feat_extractor="dinov2",
             bg_mapping_file_path=str(files["background_consistency"]),
             sb_mapping_file_path=str(files["subject_consistency"]),
         )  # fmt: skip
@@ -90,13 +112,14 @@ def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    protocol, weights, film, tables, out = sys.argv[1], *map(Path, sys.argv[2:])
+    protocol, weights, film, tables, dino, out = sys.argv[1], *map(Path, sys.argv[2:])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         cache = Path(shutil.copytree(weights, work / "cache"))
         os.environ |= {"VBENCH_CACHE_DIR": str(cache), "TORCH_HOME": str(work / "torch")}
         archive_clip(cache)
         stand_in(protocol)
+        stand_in_hub(cache, dino.resolve(), work)
         found = scores(film, tables, work)
     out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

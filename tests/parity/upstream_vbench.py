@@ -71,6 +71,16 @@ def make_small() -> None:
     action.create_model = small
 
 
+def hub_of_dino(cache: Path, dino: Path, work: Path) -> str:
+    """A folder for torch.hub that gives a small DINO, of the checkout's own code."""
+    hub = work / "hub"
+    hub.mkdir(exist_ok=True)
+    weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
+    text = HUBCONF.format(dino=str(dino), weights=str(weights))
+    (hub / "hubconf.py").write_text(text, encoding="utf-8")
+    return str(hub)
+
+
 def named_by_text(films: Path, texts: dict[str, str], work: Path) -> dict[str, str]:
     """Copies of the films whose names are their texts, and which film each is."""
     folder = work / "named"
@@ -86,11 +96,7 @@ def named_by_text(films: Path, texts: dict[str, str], work: Path) -> dict[str, s
 def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
     """Values by film and dimension."""
     cache = Path(os.environ["VBENCH_CACHE_DIR"])
-    hub = work / "hub"
-    hub.mkdir()
-    weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
-    text = HUBCONF.format(dino=str(dino), weights=str(weights))
-    (hub / "hubconf.py").write_text(text, encoding="utf-8")
+    hub = hub_of_dino(cache, dino, work)
     vbench: Any = importlib.import_module("vbench.utils")
     make_small()
     scorer = runpy.run_path(str(SCORER))
@@ -99,7 +105,7 @@ def scores(films: Path, dino: Path, work: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in DIMENSIONS:
         parts = (
-            {"repo_or_dir": str(hub), "source": "local", "model": "tiny", "read_frame": False}
+            {"repo_or_dir": hub, "source": "local", "model": "tiny", "read_frame": False}
             if name == "subject_consistency"
             else vbench.init_submodules([name], local=True, read_frame=False)[name]
         )

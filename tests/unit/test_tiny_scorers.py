@@ -68,6 +68,15 @@ def test_flicker_by_hand():
 
 def test_strong_flow_is_the_mean_of_the_top_twentieth():
     assert rules.strong_flow(np.arange(100.0).reshape(10, 10)) == pytest.approx(97.0)
+    rng = np.random.default_rng(0)
+    far = rng.gamma(2, 3, (96, 128)).astype(np.float32)
+    grid = np.zeros_like(far)
+    grid.ravel()[1 :: rules.SAMPLED] = 9  # large only where no sample looks
+    for values in (far, far.round(), np.ones_like(far), grid, far[:1, :7]):
+        count = max(1, int(values.size * 0.05))
+        assert rules.strong_flow(values) == float(np.sort(values, axis=None)[::-1][:count].mean())
+    far[3, 5] = np.nan
+    assert np.isnan(rules.strong_flow(far))
 
 
 def test_dynamic_needs_a_quarter_of_the_sampled_frames():

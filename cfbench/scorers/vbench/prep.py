@@ -1,11 +1,14 @@
 """How VBench makes a network's input of frames. Frames come as float pixels (B, 3, Y, X), 0 to 255.
 
+What takes ``out`` writes there where it is given, on a CPU alone: to be given new memory costs as
+much as to fill it.
+
 Nothing is antialiased but what is said to be, and sizes are rounded down, as torchvision's
 transforms do it there. On a CPU OpenCV resizes, by the same formulas as torch and three times as
 fast; pixels are apart by 3e-3 levels at most, scores by 1e-7.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+Floats = NDArray[np.float32]
 CLIP_SIDE = DINO_SIDE = 224
 MUSIQ_SIDE = 512
 UMT_SIDE, UMT_CROP = 256, 224
@@ -22,8 +26,39 @@ DINOV2_SIDE, DINOV2_CROP = 256, 224
 LEVELS = 255.0
 VERSION = "2"
 """Of everything here: part of what stored features are known by."""
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-DINO_MEAN, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Norm(NamedTuple):
+    """What is taken off levels in [0, 1], and what the rest is divided by; a number a colour."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+CLIP_NORM = Norm((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+DINO_NORM = Norm((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+AS_THEY_ARE = Norm((0.0,) * 3, (1.0,) * 3)
+
+
+def pixels(images_BYX3: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Float pixels (B, 3, Y, X) of frames, on a device."""
+    if device.type != "cpu":
+        return torch.from_numpy(images_BYX3).to(device).permute(0, 3, 1, 2).float()
+    batch, rows, columns, _ = images_BYX3.shape
+    out = torch.empty(batch, 3, rows, columns)
+    for image, planes in zip(images_BYX3, out.numpy(), strict=True):
+        for level, plane in zip(cv2.split(image), planes, strict=True):
+            np.copyto(plane, level)
+    return out
+
+
+def cut_to_levels(x: Tensor) -> NDArray[np.uint8]:
+    """Values in [0, 1] as whole levels: cut, not rounded, as VBench does it to drawn frames."""
+    if x.device.type != "cpu":
+        return x.mul(LEVELS).to(torch.uint8).cpu().numpy()
+    # Seven times as fast as torch. Of very small frames AMT makes no numbers.
+    with np.errstate(invalid="ignore"):
+        return (x.numpy() * np.float32(LEVELS)).astype(np.uint8)
 
 
 def shorter_side(rows: int, columns: int, side: int) -> tuple[int, int]:
@@ -38,11 +73,10 @@ def shorter_side(rows: int, columns: int, side: int) -> tuple[int, int]:
     return int(side * rows / columns), side
 
 
-def clip_input(frames_B3YX: Tensor) -> Tensor:
+def clip_input(frames_B3YX: Tensor, out: Tensor | None = None) -> Tensor:
     """Shorter side 224, bicubic; middle square; normalised: (B, 3, 224, 224)."""
     size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], CLIP_SIDE)
-    x = _middle(_resized(frames_B3YX, size, "bicubic"), CLIP_SIDE)
-    return _normalised(x, CLIP_MEAN, CLIP_STD)
+    return _made(frames_B3YX, size, "bicubic", CLIP_NORM, crop=CLIP_SIDE, out=out)
 
 
 def viclip_input(frames_B3YX: Tensor) -> Tensor:
@@ -51,7 +85,7 @@ def viclip_input(frames_B3YX: Tensor) -> Tensor:
     # Rounding makes a whole level of a difference in the last digit: torch's own, as there.
     x = nnf.interpolate(frames_B3YX, size, mode="bicubic", align_corners=False)
     x = x.clamp(0, LEVELS).round()
-    return _normalised(_middle(x, CLIP_SIDE), CLIP_MEAN, CLIP_STD)
+    return _normalised(_middle(x, CLIP_SIDE), CLIP_NORM)
 
 
 def style_input(images_BYX3: NDArray[np.uint8]) -> Tensor:
@@ -65,7 +99,7 @@ def style_input(images_BYX3: NDArray[np.uint8]) -> Tensor:
         for image in images_BYX3
     ]
     x = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
-    return _normalised(_middle(x, CLIP_SIDE), CLIP_MEAN, CLIP_STD)
+    return _normalised(_middle(x, CLIP_SIDE), CLIP_NORM)
 
 
 def umt_input(image_YX3: NDArray[np.uint8]) -> Tensor:
@@ -75,32 +109,33 @@ def umt_input(image_YX3: NDArray[np.uint8]) -> Tensor:
     if (rows, columns) != image_YX3.shape[:2]:
         small = cv2.resize(image_YX3, (columns, rows), interpolation=cv2.INTER_LINEAR)
     x = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1).float()[None]
-    return _normalised(_middle(x, UMT_CROP), DINO_MEAN, DINO_STD)[0]
+    return _normalised(_middle(x, UMT_CROP), DINO_NORM)[0]
 
 
-def dino_input(frames_B3YX: Tensor) -> Tensor:
+def dino_input(frames_B3YX: Tensor, out: Tensor | None = None) -> Tensor:
     """Shorter side 224, bilinear, nothing cropped; normalised."""
     size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], DINO_SIDE)
-    x = _resized(frames_B3YX, size, "bilinear")
-    return _normalised(x, DINO_MEAN, DINO_STD)
+    return _made(frames_B3YX, size, "bilinear", DINO_NORM, out=out)
 
 
 def dinov2_input(frames_B3YX: Tensor) -> Tensor:
     """Shorter side 256, bicubic and antialiased; middle square of 224; normalised."""
     size = shorter_side(frames_B3YX.shape[-2], frames_B3YX.shape[-1], DINOV2_SIDE)
-    x = _middle(_resized(frames_B3YX, size, "bicubic", antialias=True), DINOV2_CROP)
-    return _normalised(x, DINO_MEAN, DINO_STD)
+    x = frames_B3YX
+    if x.shape[-2:] != size:
+        x = nnf.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
+    return _normalised(_middle(x, DINOV2_CROP), DINO_NORM)
 
 
-def musiq_input(frames_B3YX: Tensor) -> Tensor:
+def musiq_input(frames_B3YX: Tensor, out: Tensor | None = None) -> Tensor:
     """Longer side at most 512, bilinear; in [0, 1]. VBench's mode ``longer``, its default."""
     rows, columns = frames_B3YX.shape[-2:]
     longest = max(rows, columns)
-    x = frames_B3YX
+    size = rows, columns
     if longest > MUSIQ_SIDE:
         scale = MUSIQ_SIDE / longest
-        x = _resized(x, (int(scale * rows), int(scale * columns)), "bilinear")
-    return _normalised(x)
+        size = int(scale * rows), int(scale * columns)
+    return _made(frames_B3YX, size, "bilinear", AS_THEY_ARE, out=out)
 
 
 def padded(frames_B3YX: Tensor, multiple: int) -> Tensor:
@@ -127,39 +162,61 @@ def _margins(shape: torch.Size, multiple: int) -> list[int]:
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
-def _resized(x: Tensor, size: tuple[int, int], mode: str, *, antialias: bool = False) -> Tensor:
-    if x.shape[-2:] == size:
-        return x
-    if x.device.type != "cpu" or antialias:
-        return nnf.interpolate(x, size, mode=mode, align_corners=False, antialias=antialias)
+def _made(
+    x: Tensor,
+    size: tuple[int, int],
+    mode: str,
+    norm: Norm,
+    *,
+    crop: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Frames resized, their middle square cut out, normalised: contiguous (B, 3, rows, columns)."""
+    if x.device.type != "cpu":
+        if x.shape[-2:] != size:
+            x = nnf.interpolate(x, size, mode=mode, align_corners=False)
+        return _normalised(x if crop is None else _middle(x, crop), norm)
     rows, columns = size
-    images = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
-    small = np.empty((len(images), rows, columns, images.shape[-1]), images.dtype)
-    for image, out in zip(images, small, strict=True):
-        cv2.resize(image, (columns, rows), dst=out, interpolation=_OPENCV[mode])
-    return torch.from_numpy(small).permute(0, 3, 1, 2)
+    made = x.new_empty(len(x), 3, *(size if crop is None else (crop, crop))) if out is None else out
+    for image, planes in zip(x.permute(0, 2, 3, 1).numpy(), made.numpy(), strict=True):
+        small: Any = np.ascontiguousarray(image)
+        if image.shape[:2] != size:
+            small = cv2.resize(small, (columns, rows), interpolation=_OPENCV[mode])
+        _levelled(small if crop is None else small[_square(size, crop)], planes, norm)
+    return made
+
+
+def _square(size: tuple[int, int], side: int) -> tuple[slice, slice]:
+    """The middle square; halves are rounded to even, as torchvision's crop does."""
+    top, left = (round((length - side) / 2) for length in size)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _middle(x: Tensor, side: int) -> Tensor:
-    rows, columns = x.shape[-2:]
-    # Halves are rounded to even, as torchvision's crop does.
-    top, left = round((rows - side) / 2), round((columns - side) / 2)
-    return x[..., top : top + side, left : left + side]
+    return x[(..., *_square((x.shape[-2], x.shape[-1]), side))]
 
 
-def _normalised(
-    x: Tensor, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
-) -> Tensor:
+def _normalised(x: Tensor, norm: Norm) -> Tensor:
     """Levels become [0, 1], then a mean is taken off and the rest divided."""
     if x.device.type != "cpu":
-        m, s = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
+        m, s = (torch.tensor(v, device=x.device)[:, None, None] for v in norm)
         return (x / LEVELS).sub_(m).div_(s)
-    # Torch's threads are the networks' alone: others that wait for work take the cores from them.
-    out = np.empty(x.shape, np.float32)
-    for image, planes in zip(x.permute(0, 2, 3, 1).numpy(), out, strict=True):
-        for level, plane, m, s in zip(cv2.split(image), planes, mean, std, strict=True):
-            np.divide(level, np.float32(LEVELS), out=plane)
-            if (m, s) != (0, 1):
-                np.subtract(plane, np.float32(m), out=plane)
-                np.divide(plane, np.float32(s), out=plane)
-    return torch.from_numpy(out)
+    out = torch.empty(x.shape)
+    for image, planes in zip(x.permute(0, 2, 3, 1).numpy(), out.numpy(), strict=True):
+        _levelled(np.ascontiguousarray(image), planes, norm)
+    return out
+
+
+def _levelled(image_YX3: Floats, planes_3YX: Floats, norm: Norm) -> None:
+    """One frame normalised into its planes.
+
+    Without torch, whose threads are the networks' alone: others that wait for work take the cores
+    from them.
+    """
+    cv2.mixChannels([image_YX3], list(planes_3YX), [0, 0, 1, 1, 2, 2])
+    np.divide(planes_3YX, np.float32(LEVELS), out=planes_3YX)
+    if norm == AS_THEY_ARE:
+        return
+    for plane, mean, std in zip(planes_3YX, *norm, strict=True):
+        np.subtract(plane, np.float32(mean), out=plane)
+        np.divide(plane, np.float32(std), out=plane)

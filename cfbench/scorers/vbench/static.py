@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,9 +35,31 @@ def judge(weights: Path, device: str) -> Callable[[Path], bool]:
     return lambda path: still(video.stored(path), net, torch.device(device))
 
 
-@torch.inference_mode()
 def still(clip: video.Clip, net: raft.Raft, device: torch.device) -> bool:
     """Whether a film is static; a film of one frame is.
+
+    Raises:
+        DecodeError: the film cannot be decoded.
+    """
+    found = flows(clip, net, device)
+    return standard.is_static(found.strong, found.ends, found.rows, found.columns)
+
+
+class Flows(NamedTuple):
+    """Mean of the largest 2 % of flow, in pixels, and the size of a frame.
+
+    ``strong`` is of each frame to the next, ``ends`` of the first to the last and back.
+    """
+
+    strong: rules.Floats
+    ends: rules.Floats
+    rows: int
+    columns: int
+
+
+@torch.inference_mode()
+def flows(clip: video.Clip, net: raft.Raft, device: torch.device) -> Flows:
+    """What tells whether a film is static.
 
     Raises:
         DecodeError: the film cannot be decoded.
@@ -54,7 +77,7 @@ def still(clip: video.Clip, net: raft.Raft, device: torch.device) -> bool:
     if first is None or last is None:
         raise video.DecodeError("has no frame")
     ends = [_strong(net, first, last), _strong(net, last, first)]
-    return standard.is_static(np.array(strong), np.array(ends), *size)
+    return Flows(np.array(strong), np.array(ends), *size)
 
 
 def _strong(net: raft.Raft, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:

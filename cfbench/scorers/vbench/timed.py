@@ -33,17 +33,21 @@ SPARSE = 160
 
 
 class _Free(nn.Module):
-    """In a network's place: an answer of the right form that costs nothing."""
+    """In a network's place: an answer of the right form that costs nothing.
+
+    Frames and flows are the first ones asked for, laid out in memory as a network's are.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, *given: Tensor) -> Tensor:
         """Of one batch, or of the two ends of pairs."""
         x = given[0]
         if self._name == "amt":
-            return x
+            return self._first(x)
         if self._name == "musiq":
             return x[:, 0, 0, 0]
         return x[:, :1] if self._name == "aesthetic" else x[:, :, 0, :4].flatten(1)
@@ -54,7 +58,13 @@ class _Free(nn.Module):
 
     def flow(self, images: Tensor, *_: Tensor) -> Tensor:
         """RAFT's."""
-        return images[:, :2]
+        return self._first(images[:, :2])
+
+    def _first(self, x: Tensor) -> Tensor:
+        key = tuple(x.shape)
+        if key not in self._known:
+            self._known[key] = x.contiguous()
+        return self._known[key]
 
 
 class _Sparse(nn.Module):

@@ -5,10 +5,9 @@ are features and numbers by frame, so that memory does not grow with resolution 
 of frame numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from cfbench.scorers import rules
 from cfbench.scorers.rules import Floats
-from cfbench.scorers.vbench import prep
+from cfbench.scorers.vbench import prep, process
 from cfbench.scorers.vbench.nets import raft
 from cfbench.scorers.vbench.protocol import middles
 
@@ -121,14 +120,18 @@ def _ahead(blocks: Iterator[Item]) -> Iterator[Item]:
 
 def _evenly(blocks: Iterator[Frames], count: int) -> Iterator[Frames]:
     """The same frames, ``count`` at a time."""
-    rest: Frames | None = None
+    held = list[Frames]()
     for block in blocks:
-        joined = block if rest is None else np.concatenate([rest, block])
-        whole = len(joined) - len(joined) % count
-        yield from (joined[start : start + count] for start in range(0, whole, count))
-        rest = joined[whole:] if whole < len(joined) else None
-    if rest is not None:
-        yield rest
+        left = block
+        while len(left):
+            here = count - sum(map(len, held))
+            held.append(left[:here])
+            left = left[here:]
+            if len(held[-1]) == here:
+                yield held[0] if len(held) == 1 else np.concatenate(held)
+                held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def drawn_again(clip: range) -> range:
@@ -149,51 +152,66 @@ class _Group(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Frames (n, Y, X, 3) and what networks are given of them; None where nobody asks."""
+    """Frames (n, Y, X, 3) and what networks are given of them; None where nobody asks.
+
+    On a CPU there are no ``pixels``: they are made frame by frame where they are asked for.
+    """
 
     images: Frames
-    pixels: Tensor | None
-    dino: Tensor | None
-    clip: Tensor | None
-    style: Tensor | None
-    musiq: Tensor | None
+    pixels: Tensor | None = None
+    style: Tensor | None = None
+    dino: Tensor | None = None
+    clip: Tensor | None = None
+    musiq: Tensor | None = None
 
 
 class _Inputs:
-    """Makes the inputs of block after block; pixels of a block last while the next one is made."""
+    """Makes the inputs of block after block; those of one last while the next ones are made."""
 
     def __init__(self, nets: Nets, device: torch.device) -> None:
         self._nets, self._device = nets, device
-        self._buffers: list[NDArray[np.float32]] = []
+        asked = {
+            "dino": (prep.dino_input, (nets.dino,)),
+            "clip": (prep.clip_input, (nets.clip_b, nets.clip_l)),
+            "musiq": (prep.musiq_input, (nets.musiq,)),
+        }
+        self._makers = {
+            name: make
+            for name, (make, given) in asked.items()
+            if any(net is not None for net in given)
+        }
+        self._frame = np.empty((0, 0, 3), np.float32)
+        self._rooms: list[dict[str, Tensor]] = [{}, {}]
 
     @torch.inference_mode()
     def __call__(self, images: Frames) -> _Block:
-        nets = self._nets
-        if all(net is None for net in nets):
-            return _Block(images, None, None, None, None, None)
-        x = self._pixels(images)
-        clip = nets.clip_b is not None or nets.clip_l is not None
-        return _Block(
-            images,
-            x,
-            dino=None if nets.dino is None else prep.dino_input(x),
-            clip=prep.clip_input(x) if clip else None,
-            style=None if nets.style is None else prep.style_input(images).to(self._device),
-            musiq=None if nets.musiq is None else prep.musiq_input(x),
-        )
+        style = None if self._nets.style is None else prep.style_input(images).to(self._device)
+        if self._device.type == "cpu":
+            return _Block(images, None, style, **self._one_by_one(images))
+        if all(net is None for net in self._nets):
+            return _Block(images)
+        x = prep.pixels(images, self._device)
+        return _Block(images, x, style, **{name: make(x) for name, make in self._makers.items()})
 
-    def _pixels(self, images: Frames) -> Tensor:
-        """Float pixels (n, 3, Y, X)."""
-        if self._device.type != "cpu":
-            return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
-        # To fill memory that is there is five times as fast as to be given new pages.
-        if not self._buffers or self._buffers[0].shape[1:] != images.shape[1:]:
-            size = (BATCHES["cpu"].frames, *images.shape[1:])
-            self._buffers = [np.empty(size, np.float32) for _ in range(2)]
-        self._buffers.reverse()
-        pixels = self._buffers[0][: len(images)]
-        np.copyto(pixels, images)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    def _one_by_one(self, images: Frames) -> dict[str, Tensor]:
+        """Inputs by name: a frame stays in the processor's cache until all of its own are made."""
+        if self._frame.shape != images.shape[1:]:
+            self._frame, self._rooms = np.empty(images.shape[1:], np.float32), [{}, {}]
+        self._rooms.reverse()
+        room = self._rooms[0]
+        x = torch.from_numpy(self._frame)[None].permute(0, 3, 1, 2)
+        for k, image in enumerate(images if self._makers else ()):
+            np.copyto(self._frame, image)
+            for name, make in self._makers.items():
+                if name not in room:
+                    room[name] = _room(make(x), BATCHES["cpu"].frames)
+                make(x, room[name][k : k + 1])
+        return {name: rows[: len(images)] for name, rows in room.items()}
+
+
+def _room(one: Tensor, count: int) -> Tensor:
+    """For as many of these."""
+    return one.new_empty(count, *one.shape[1:])
 
 
 class _Watcher:
@@ -202,6 +220,7 @@ class _Watcher:
     def __init__(self, step: int, clips: Sequence[range], nets: Nets, device: torch.device) -> None:
         self.film, self.batch = Film(step=step), BATCHES[device.type]
         self._nets, self._device = nets, device
+        self._heap = process.Heap()
         self._late: Frames | None = None
         self._middle = {k for clip in clips for k in drawn_again(clip)}
         self._first = {k for clip in clips for k in flown(clip, step)}
@@ -212,7 +231,9 @@ class _Watcher:
         self._of_acts = {k for group in self._acts for k in group.frames}
         self._shown: dict[int, Tensor] = {}
         self._acted: dict[int, Tensor] = {}
-        self._held: dict[int, Tensor] = {}
+        self._held: dict[int, Frames] = {}
+        self._floats: dict[int, Tensor] = {}
+        self._units: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
 
     def see(self, block: _Block) -> None:
@@ -220,12 +241,29 @@ class _Watcher:
         film, images = self.film, block.images
         film.rows, film.columns = images.shape[1:3]
         self._flicker(images)
-        if block.pixels is not None:
-            self._still(block)
-            self._moving(block.pixels, images)
-            self._together(block.pixels, images)
+        self._still(block)
+        if min(film.rows, film.columns) >= SMALLEST_SIDE:
+            self._moving(block)
+        self._together(block)
+        self._floats = {k: v for k, v in self._floats.items() if k in self._held}
         self._late = images[-1]
         film.frames += len(images)
+
+    def _pixels(self, block: _Block, k: int) -> Tensor:
+        """Of a frame (1, 3, Y, X) of this block, or of one before it that is held."""
+        at = k - self.film.frames
+        if at >= 0 and block.pixels is not None:
+            return block.pixels[at][None]
+        if k not in self._floats:
+            image = block.images[at] if at >= 0 else self._held[k]
+            self._floats[k] = prep.pixels(image[None], self._device)
+        return self._floats[k]
+
+    def _unit(self, block: _Block, k: int) -> Tensor:
+        """As ``_pixels``, in [0, 1]: an end of two pairs, most of the time."""
+        if k not in self._units:
+            self._units[k] = self._pixels(block, k) / prep.LEVELS
+        return self._units[k]
 
     def _flicker(self, images: Frames) -> None:
         before, size = self._late, float(images[0].size)
@@ -250,68 +288,73 @@ class _Watcher:
             for part in block.musiq.split(self.batch.patched):
                 film.imaging += (nets.musiq(part) / IMAGING_SCALE).tolist()
 
-    def _moving(self, x: Tensor, images: Frames) -> None:
+    def _moving(self, block: _Block) -> None:
         """What pairs of frames show that end among these."""
-        start, nets, step = self.film.frames, self._nets, self.film.step
-        if min(images.shape[1:3]) < SMALLEST_SIDE:
-            return
-        here = range(start, start + len(images))
-        drawn = [k for k in here if k - 1 in self._middle] if nets.amt is not None else []
-        flows = [k for k in here if k - step in self._first] if nets.raft is not None else []
+        start, step = self.film.frames, self.film.step
+        here = range(start, start + len(block.images))
+        wanted = set[int]()
+        if self._nets.amt is not None:
+            self._draw_again([k for k in here if k - 1 in self._middle], block)
+            wanted |= {k - 1 for k in self._middle}
+        if self._nets.raft is not None:
+            self._fly([k for k in here if k - step in self._first], block)
+            wanted |= self._first
+        last = range(max(0, here.stop - max(step, 2)), here.stop)
+        self._held = {
+            k: block.images[k - start] if k >= start else self._held[k] for k in last if k in wanted
+        }
 
-        def frame(k: int) -> Tensor:
-            return x[k - start][None] if k >= start else self._held[k]
-
-        unit = cache(lambda k: frame(k) / prep.LEVELS)  # an end of two pairs, most of the time
-        for part in _parts(drawn, self.batch.pairs):
+    def _draw_again(self, numbers: list[int], block: _Block) -> None:
+        """How far the frame before each of these is from what its neighbours let expect."""
+        images, start = block.images, self.film.frames
+        for part in _parts(numbers, self.batch.pairs):
             between = [images[k - 1 - start] if k > start else self._late for k in part]
-            a, b = (_joined([unit(k - late) for k in part]) for late in (2, 0))
+            a, b = (_joined([self._unit(block, k - late) for k in part]) for late in (2, 0))
+            self._units = {k: v for k, v in self._units.items() if k >= part[-1] - 1}
+            self._heap.trim()
             for k, value in zip(part, self._unsmooth(a, b, between), strict=True):
                 self.film.smooth[k - 1] = value
-        for part in _parts(flows, self.batch.pairs):
-            firsts = [k - step for k in part]
-            for k, value in zip(firsts, self._strong(firsts, part, frame), strict=True):
-                self.film.strong[k] = value
-        wanted = {k - 1 for k in self._middle} if nets.amt is not None else set[int]()
-        wanted |= self._first if nets.raft is not None else set()
-        last = here.stop - max(step, 2)
-        self._held = {k: frame(k).clone() for k in range(last, here.stop) if k in wanted and k >= 0}
 
-    def _strong(
-        self, firsts: list[int], seconds: list[int], frame: Callable[[int], Tensor]
-    ) -> list[float]:
-        """Strong flow of pairs, in what they are padded with too, as upstream has it."""
-        a = prep.padded(_joined([frame(k) for k in firsts]), raft.MULTIPLE)
-        lacking = [k for k in dict.fromkeys((*firsts, *seconds)) if k not in self._features]
-        for part in _parts(lacking, self.batch.pairs):
-            shown = prep.padded(_joined([frame(k) for k in part]), raft.MULTIPLE)
-            self._features.update(zip(part, self._nets.raft.features(shown).split(1), strict=True))
-        ends = [_joined([self._features[k] for k in part]) for part in (firsts, seconds)]
-        self._features = {k: v for k, v in self._features.items() if k > firsts[-1]}
-        flows = self._nets.raft.flow(a, *ends).cpu().numpy()
-        return [rules.strong_flow(cv2.magnitude(u, v)) for u, v in flows]
+    def _fly(self, numbers: list[int], block: _Block) -> None:
+        """Strong flow to these frames, in what they are padded with too, as upstream has it."""
+
+        def shown(part: list[int]) -> Tensor:
+            return prep.padded(_joined([self._pixels(block, k) for k in part]), raft.MULTIPLE)
+
+        net, known = self._nets.raft, self._features
+        for part in _parts(numbers, self.batch.pairs):
+            firsts = [k - self.film.step for k in part]
+            lacking = [k for k in dict.fromkeys((*firsts, *part)) if k not in known]
+            self._heap.trim()
+            for some in _parts(lacking, self.batch.pairs):
+                known.update(zip(some, net.features(shown(some)).split(1), strict=True))
+            ends = [_joined([known[k] for k in side]) for side in (firsts, part)]
+            for k in [k for k in known if k <= firsts[-1]]:
+                del known[k]
+            self._heap.trim()
+            flows = net.flow(shown(firsts), *ends).cpu().numpy()
+            strong = [rules.strong_flow(cv2.magnitude(u, v)) for u, v in flows]
+            self.film.strong.update(zip(firsts, strong, strict=True))
 
     def _unsmooth(self, a: Tensor, b: Tensor, between: Sequence[Frames | None]) -> list[float]:
         """Mean absolute differences of frames to those that their neighbours let expect."""
         ends = (prep.padded(x, AMT_MULTIPLE) for x in (a, b))
         drawn = prep.unpadded(self._nets.amt(*ends), *a.shape[2:])
-        # Cut, not rounded, to whole levels, as upstream does it; it is within [0, 1].
-        levels = drawn.mul(prep.LEVELS).to(torch.uint8).cpu().numpy()
         return [
             cv2.norm(image, cv2.merge(list(planes)), cv2.NORM_L1) / float(image.size)
-            for image, planes in zip(between, levels, strict=True)
+            for image, planes in zip(between, prep.cut_to_levels(drawn), strict=True)
             if image is not None
         ]
 
-    def _together(self, x: Tensor, images: Frames) -> None:
+    def _together(self, block: _Block) -> None:
         """What networks see that look at several frames of a clip, or at its first one."""
-        film, nets, start = self.film, self._nets, self.film.frames
-        for at, image in enumerate(images):
-            now, here = start + at, x[at][None]
+        film, nets = self.film, self._nets
+        for now, image in enumerate(block.images, film.frames):
             if nets.dinov2 is not None and now in self._openings:
+                here = self._pixels(block, now)
                 film.opening[now] = _array(nets.dinov2(prep.dinov2_input(here)))[0]
             if now in self._of_texts:
-                self._shown[now] = prep.viclip_input(here)[0]
+                self._shown[now] = prep.viclip_input(self._pixels(block, now))[0]
             if now in self._of_acts:
                 self._acted[now] = prep.umt_input(image).to(self._device)
             for group in _ready(self._texts, now, self._shown):

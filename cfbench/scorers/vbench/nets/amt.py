@@ -20,6 +20,7 @@ SKIP = 20
 FEATURES, HIDDEN, MOTION, FLOW, CORRELATION = 84, 76, 68, 20, 64
 SLOPE = 0.1
 HALFWAY = 0.5
+AT_ONCE = 4
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
@@ -39,8 +40,19 @@ def _warped(image: Tensor, flow_B2YX: Tensor) -> Tensor:
     return nnf.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+class _Bent(nn.PReLU):
+    """PReLU in its input's memory, on a CPU a few channels at a time: the largest tensors here."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input, changed."""
+        count = input.shape[1] if input.is_cuda else AT_ONCE
+        for part, slopes in zip(input.split(count, 1), self.weight.split(count), strict=True):
+            part.copy_(nnf.prelu(part, slopes))
+        return input
+
+
 def _conv(into: int, out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(into, out, 3, stride, 1), nn.PReLU(out))
+    return nn.Sequential(nn.Conv2d(into, out, 3, stride, 1), _Bent(out))
 
 
 class _Mixing(nn.Module):
@@ -51,7 +63,7 @@ class _Mixing(nn.Module):
         self.conv1, self.conv3 = _conv(channels, channels), _conv(channels, channels)
         self.conv2, self.conv4 = _conv(SKIP, SKIP), _conv(SKIP, SKIP)
         self.conv5 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.prelu = nn.PReLU(channels)
+        self.prelu = _Bent(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -214,7 +226,7 @@ class AmtS(nn.Module):
         self.update4, self.update3, self.update2 = _Update(c3, 1), _Update(c2, 2), _Update(c1, 4)
         self.comb_block = nn.Sequential(
             nn.Conv2d(3 * FLOWS, 6 * FLOWS, 3, 1, 1),
-            nn.PReLU(6 * FLOWS),
+            _Bent(6 * FLOWS),
             nn.Conv2d(6 * FLOWS, 3, 3, 1, 1),
         )
 
@@ -222,6 +234,13 @@ class AmtS(nn.Module):
         """The frame between, (B, 3, Y, X) in [0, 1]."""
         mean = torch.cat([image0, image1], 2).mean((1, 2, 3), keepdim=True)
         image0, image1 = image0 - mean, image1 - mean
+        # What a stage holds is gone when it returns: the last ones work on whole images.
+        drawn = self._drawn(*self._told(image0, image1), image0, image1, mean)
+        whole = torch.stack(drawn, 1).mean(1) + self.comb_block(torch.cat(drawn, 1))
+        return whole.clamp(0, 1)
+
+    def _told(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, _Level]:
+        """What the last decoder says, and the level that it said it of."""
         both = self.feat_encoder(torch.cat([image0, image1]))
         pairs = _Correlations(*both.chunk(2))
         (a1, a2, a3, a4), (b1, b2, b3, b4) = self.encoder(image0), self.encoder(image1)
@@ -232,21 +251,20 @@ class AmtS(nn.Module):
             (self.decoder3, self.update3, a3, b3, 2),
             (self.decoder2, self.update2, a2, b2, 4),
         ):
-            out = self._split(self._decoded(decoder, level, a, b))
+            out = self._split(decoder.convblock(self._seen(level, a, b)))
             level = _Level(
                 out.features,
                 out.flow0 + 2 * _scaled(level.flow0, 2),
                 out.flow1 + 2 * _scaled(level.flow1, 2),
             )
             level = self._corrected(update, level, pairs, scale)
-        return self._combined(
-            self._decoded(self.decoder1, level, a1, b1), level, image0, image1, mean
-        )
+        return self.decoder1.convblock(self._seen(level, a1, b1)), level
 
     @staticmethod
-    def _decoded(decoder: _Decoder, level: _Level, a: Tensor, b: Tensor) -> Tensor:
+    def _seen(level: _Level, a: Tensor, b: Tensor) -> Tensor:
+        """What a decoder is given."""
         seen = (_warped(a, level.flow0), _warped(b, level.flow1))
-        return decoder(level.features, *seen, level.flow0, level.flow1)
+        return torch.cat([level.features, *seen, level.flow0, level.flow1], 1)
 
     @staticmethod
     def _split(out: Tensor) -> _Level:
@@ -263,9 +281,11 @@ class AmtS(nn.Module):
         change0, change1 = change.chunk(2, 1)
         return _Level(level.features + more, level.flow0 + change0, level.flow1 + change1)
 
-    def _combined(
-        self, out: Tensor, level: _Level, image0: Tensor, image1: Tensor, mean: Tensor
-    ) -> Tensor:
+    @staticmethod
+    def _drawn(
+        out: Tensor, level: _Level, image0: Tensor, image1: Tensor, mean: Tensor
+    ) -> list[Tensor]:
+        """The frame between by each pair of flows, not yet clamped."""
         flows0, flows1, masks, rest = out.split([2 * FLOWS, 2 * FLOWS, FLOWS, 3 * FLOWS], 1)
         flows0 = flows0 + 2 * _scaled(level.flow0, 2).repeat(1, FLOWS, 1, 1)
         flows1 = flows1 + 2 * _scaled(level.flow1, 2).repeat(1, FLOWS, 1, 1)
@@ -276,5 +296,4 @@ class AmtS(nn.Module):
             seen1 = _warped(image1, flows1[:, 2 * k : 2 * k + 2])
             mask = masks[:, k : k + 1]
             drawn.append(mask * seen0 + (1 - mask) * seen1 + mean + rest[:, 3 * k : 3 * k + 3])
-        whole = torch.stack(drawn, 1).mean(1) + self.comb_block(torch.cat(drawn, 1))
-        return whole.clamp(0, 1)
+        return drawn

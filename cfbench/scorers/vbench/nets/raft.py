@@ -80,9 +80,9 @@ class _Motion(nn.Module):
         self.conv = nn.Conv2d(64 + 192, STATE - 2, 3, padding=1)
 
     def forward(self, flow: Tensor, seen: Tensor) -> Tensor:
-        seen = nnf.relu(self.convc2(nnf.relu(self.convc1(seen))))
-        moved = nnf.relu(self.convf2(nnf.relu(self.convf1(flow))))
-        return torch.cat([nnf.relu(self.conv(torch.cat([seen, moved], 1))), flow], 1)
+        seen = self.convc2(self.convc1(seen).relu_()).relu_()
+        moved = self.convf2(self.convf1(flow).relu_()).relu_()
+        return torch.cat([self.conv(torch.cat([seen, moved], 1)).relu_(), flow], 1)
 
 
 class _Given(NamedTuple):
@@ -124,10 +124,11 @@ class _Gru(nn.Module):
             weight, _ = _joined(z, r)
             both = torch.cat([state, motion], 1)
             gates = nnf.conv2d(both, _without_context(weight), None, padding=z.padding)
-            update, reset = (gates + share.gates).sigmoid().chunk(2, 1)
+            update, reset = gates.add_(share.gates).sigmoid_().chunk(2, 1)
             both = torch.cat([reset * state, motion], 1)
             new = nnf.conv2d(both, _without_context(q.weight), None, padding=q.padding)
-            state = (1 - update) * state + update * (new + share.new).tanh()
+            new.add_(share.new).tanh_()
+            state = (1 - update).mul_(state).add_(new.mul_(update))
         return state
 
     def _directions(self) -> list[tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]]:
@@ -151,7 +152,7 @@ class _FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(256, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(nnf.relu(self.conv1(x)))
+        return self.conv2(self.conv1(x).relu_())
 
 
 class _Update(nn.Module):
@@ -190,11 +191,16 @@ class Raft(nn.Module):
             first: their features.
             second: those of the second images.
         """
+        flow, state = self._found(a_B3YX, first, second)
+        return _enlarged(flow, self.update_block.mask(state).mul_(MASK_SCALE))
+
+    def _found(self, a_B3YX: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow at an eighth of the size and the last state; correlations are gone then."""
         rows, columns = first.shape[-2:]
-        context = self.cnet(_centred(a_B3YX))
         step = self.update_block
-        given = step.gru.given(nnf.relu(context[:, STATE:]))
-        state = context[:, :STATE].tanh()
+        state, context = self.cnet(_centred(a_B3YX)).split(STATE, 1)
+        state, given = state.tanh(), step.gru.given(context.relu())
+        del context
         pairs = correlations(first.flatten(2), second)
         pyramid = Pyramid(pairs, rows, columns, levels=LEVELS, radius=RADIUS)
         flow = first.new_zeros(len(first), 2, rows, columns)
@@ -202,7 +208,7 @@ class Raft(nn.Module):
             motion = step.encoder(flow, pyramid.around(flow))
             state = step.gru(state, motion, given)
             flow = flow + step.flow_head(state)
-        return _enlarged(flow, MASK_SCALE * step.mask(state))
+        return flow, state
 
 
 def _centred(images: Tensor) -> Tensor:
