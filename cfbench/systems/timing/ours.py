@@ -49,12 +49,12 @@ def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
 
     Numbers are drawn as bfloat16 holds them, so that memories of any dtype hold the same.
     """
-    sizes, device = memory.buffer_sizes, memory.device
+    sizes, held = memory.buffers.sizes, memory.buffers.k
     shape = (sizes.batch, memory.geometry.chunk * sizes.tokens, *sizes.head)
-    generator = torch.Generator(device).manual_seed(seed_for("speed", "memory"))
+    generator = torch.Generator(held.device).manual_seed(seed_for("speed", "memory"))
     for chunk in range(chunks):
         k, v = (
-            torch.randn(shape, generator=generator, device=device).bfloat16().to(memory.dtype)
+            torch.randn(shape, generator=generator, device=held.device).bfloat16().to(held.dtype)
             for _ in range(2)
         )
         first = chunk * memory.geometry.chunk

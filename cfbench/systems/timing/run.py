@@ -15,7 +15,6 @@ from cfbench.errors import CfError
 from cfbench.systems.timing import decode, kernels, ours, peers
 from cfbench.systems.timing.base import (
     Maker,
-    Work,
     device_facts,
     keys_of,
     settle,
@@ -166,7 +165,7 @@ class Built:
             "build_s": built - began,
             "first_chunk_s": compiled - built,
             "warm_s": warmed - compiled,
-            "work": _work(bench, row if slash else "ours", self.maker),
+            "work": work_of(bench.ours, self.maker.facts["keys"]),
             "samples_ms": [],
         }
         if subject(name) in right:
@@ -211,14 +210,6 @@ def _theirs(bench: Bench, name: str, dtype: torch.dtype) -> Maker:
         peers.PEERS[peer], checkout, bench.ours, device=bench.device, dtype=dtype,
         compiled=name.endswith(COMPILED),
     )  # fmt: skip
-
-
-def _work(bench: Bench, row: str, maker: Maker) -> dict[str, float]:
-    found: Work = work_of(ours.experiment_of(bench.family, row), maker.facts["keys"])
-    return {
-        "linear": found.linear, "attention": found.attention, "cross": found.cross,
-        "total": found.total,
-    }  # fmt: skip
 
 
 def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
