@@ -52,18 +52,14 @@ def keys_of(experiment: Experiment) -> int:
     return (memory.sink + (memory.fast or 0)) * geometry.tokens_per_frame + slow
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
-    """Name, driver and versions, for the record."""
+def facts(device: torch.device, experiment: Experiment) -> dict[str, Any]:
+    """Name and versions of the machine, and what is timed on it."""
+    told: dict[str, Any] = {"torch": torch.__version__, "experiment": experiment.to_json()}
     if device.type != "cuda":
-        return {"device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {
-        "device": torch.cuda.get_device_name(device),
-        "capability": list(torch.cuda.get_device_capability(device)),
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }
+        return {"device": "cpu", "threads": torch.get_num_threads(), **told}
+    card = torch.cuda.get_device_properties(device)
+    told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    return {"device": card.name, "memory_gib": card.total_memory / GIB, **told}
 
 
 def settle(device: torch.device) -> None:

@@ -64,12 +64,7 @@ def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
 class Ours:
     """One preset, made fast in one way.
 
-    Args:
-        experiment: gives all sizes.
-        fast: what is done to be fast; CUDA graphs on CUDA alone.
-        device: where it runs.
-        dtype: of weights, memory and latents.
-        attention: backend.
+    ``dtype`` is of weights, memory and latents.
     """
 
     def __init__(
@@ -145,9 +140,8 @@ def random_text(model: VideoTransformer) -> TextKV:
 
 def reference(experiment: Experiment, device: torch.device) -> Tensor:
     """The first chunk that ``Ours`` makes, by plain float32: what its error is measured against."""
-    # Not by choose_attention: half-precision kernels take no float32.
-    made = Ours(experiment, Fast.off(), device=device, dtype=torch.float32, attention="sdpa").step()
-    return made.cpu()
+    off = Fast.off()
+    return Ours(experiment, off, device=device, dtype=torch.float32, attention="sdpa").step().cpu()
 
 
 def apart(found: Tensor, right: Tensor) -> float:

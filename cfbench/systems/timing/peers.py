@@ -46,7 +46,7 @@ NEEDED = (
     "wan/modules/causal_model.py",
     "utils/scheduler.py",
 )
-"""Files of a checkout that are read; ``utils/debug_option.py`` too where there is one."""
+"""Files of a checkout that are read; ``utils/debug_option.py`` too if there is one."""
 
 
 def attend(
@@ -138,13 +138,7 @@ def _taken_out() -> dict[str, ModuleType]:
 class Theirs:
     """A peer in steady state: its cache is full, and each chunk moves its window.
 
-    Args:
-        peer: which.
-        checkout: its modules.
-        experiment: gives sizes, noise levels and geometry.
-        device: where it runs.
-        dtype: of weights, cache and latents.
-        compiled: the whole forward under the compiler, where it breaks as it may.
+    With ``compiled`` the whole forward is under the compiler, and breaks as it may.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from cfbench.errors import CfError
 from cfbench.systems.timing import decode, kernels, ours, peers
 from cfbench.systems.timing.base import (
     Maker,
-    device_facts,
+    facts,
     keys_of,
     settle,
     tidy,
@@ -26,6 +26,8 @@ from cfmodel.config import Attention, Experiment
 from cfmodel.pipeline import choose_device
 
 log = logging.getLogger(__name__)
+
+__all__ = ["FAILURES", "Bench", "Built", "bench_of", "decoded", "facts", "tidy"]
 
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, CfError, ImportError, LookupError, OSError,
@@ -39,14 +41,7 @@ COMPILED = "compiled"
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What to time, and where.
-
-    Args:
-        family: of our presets.
-        device: where.
-        attention: of our generator.
-        checkouts: folders of peers, by name.
-    """
+    """What to time, and where: a family of presets, our attention, folders of peers by name."""
 
     family: str
     device: torch.device
@@ -82,11 +77,6 @@ def bench_of(family: str, device: str, attention: str, checkouts: Mapping[str, P
     except ValueError as error:
         raise CfError(str(error)) from error
     return bench
-
-
-def facts(bench: Bench) -> dict[str, Any]:
-    """Of the machine, and of what is timed on it."""
-    return {**device_facts(bench.device), "experiment": bench.ours.to_json()}
 
 
 def kernel_times(bench: Bench) -> dict[str, Any]:
@@ -135,11 +125,8 @@ def _reference(bench: Bench, name: str) -> Tensor:
 class Built:
     """A system, warm.
 
-    Args:
-        bench: where.
-        name: a row of our presets, a slash and what makes it fast, as in ``ours/auto+fp8``; or a
-            peer, perhaps with ``-compiled`` behind it.
-        right: first chunks in float32, by row or peer.
+    Its name is a row of our presets, a slash and what makes it fast, as in ``ours/auto+fp8``; or a
+    peer, perhaps with ``-compiled`` behind it.
 
     Raises:
         CfError: unknown name, or a peer without a checkout.
