@@ -4,11 +4,10 @@ import json
 import sys
 
 import pytest
-import torch
 
 from cfbench.errors import CfError
 from cfbench.speed import generate, generate_page
-from cfbench.systems.timing import base, ours, peers, run
+from cfbench.systems.timing import base, ours, run
 
 FILES = {
     "wan/modules/attention.py": "",
@@ -87,13 +86,3 @@ def test_arithmetic_of_a_chunk_is_that_of_the_published_floors():
     ]  # fmt: skip
     pooled = base.keys_of(ours.experiment_of("wan-1.3b", "pooled"))
     assert pooled == 12 * experiment.geometry.tokens_per_frame
-
-
-def test_a_memory_is_full_from_the_beginning():
-    made = ours.Ours(
-        ours.experiment_of("nano", "ours"), ours.choices("off"),
-        device=torch.device("cpu"), dtype=torch.float32,
-    )  # fmt: skip
-    assert len(made.memory.slots(0)) == 18
-    assert made.step().shape == (1, 3, 16, 8, 8)
-    assert peers.PEERS["longlive"].sink == 3

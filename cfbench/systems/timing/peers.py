@@ -75,7 +75,7 @@ def _module(name: str, path: Path | None = None, **names: object) -> ModuleType:
 
 
 def _stand_ins(checkout: Path) -> dict[str, ModuleType]:
-    """Packages without their ``__init__``, which import far more, and what is not needed."""
+    """Packages without their ``__init__``, which imports far more, and what is not needed."""
     parts = {
         "wan": _module("wan", checkout / "wan"),
         "wan.modules": _module("wan.modules", checkout / "wan" / "modules"),

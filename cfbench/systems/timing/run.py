@@ -104,7 +104,8 @@ def references(bench: Bench, systems: Sequence[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(subject(system) for system in systems):
         try:
-            found[name] = _reference(bench, name)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                found[name] = _reference(bench, name)
         except FAILURES as error:
             log.warning("no float32 chunk of %s: %s", name, error)
         tidy(bench.device)
