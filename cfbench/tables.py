@@ -33,6 +33,7 @@ SYSTEMS: Mapping[str, str] = {
     "no-recycling": "w/o error recycling",
     "per-layer-decision": "Promotion decided by each layer",
     "shared-decision": "Promotion decided for all layers",
+    "pooled": "Slow memory pooled 2x2",
     "ours-released": "Ours, as released",
     "commit-forcing": "Ours, commits read recent",
     "self-forcing": "Self Forcing",

@@ -30,7 +30,6 @@ LABELS = {
     "ours/off": "ours, eager",
     "ours/auto": "ours",
     "ours/auto+fp8": "ours, fp8 linear layers",
-    "ours/auto+fp8-tensor": "ours, fp8 linear layers, a scale a tensor",
     "pooled/auto": "ours, slow memory pooled 2x2",
     "pooled/auto+fp8": "ours, slow memory pooled 2x2, fp8",
     "self-forcing": "Self-Forcing, eager",
@@ -40,7 +39,7 @@ LABELS = {
 NO_LIMIT_S = 86_400.0
 TAIL = 600
 """Characters of an error that are kept."""
-ROUND_S = 2.5
+ROUND_S = 1.6
 """What a round of one system may take at 1.3 B; for planning alone."""
 
 
@@ -71,56 +70,51 @@ class Plan:
 
 
 class Book:
-    """The file of results of one machine, written after every part.
-
-    Raises:
-        CfError: the file is damaged.
-    """
+    """What is known of one machine, written to the file of results after every part."""
 
     def __init__(self, path: Path, label: str, minutes: float) -> None:
-        self._path, self._label = path, label
-        self._began, self._limit_s = time.monotonic(), minutes * 60 or NO_LIMIT_S
+        self._path, self._end = path, time.monotonic() + (minutes * 60 or NO_LIMIT_S)
         self.tree = read(path)
-        self.entry: dict[str, Any] = self.tree["machines"].setdefault(
-            label, {"systems": {}, "failed": {}}
-        )
+        empty: dict[str, Any] = {"systems": {}, "failed": {}}
+        self.entry: dict[str, Any] = self.tree["machines"].setdefault(label, empty)
 
     @property
     def left_s(self) -> float:
         """Seconds until nothing new is begun."""
-        return self._limit_s - (time.monotonic() - self._began)
+        return self._end - time.monotonic()
 
     def save(self) -> None:
         """Writes all that is known."""
-        stamp = {"at": now(), "commit": provenance.revision()["commit"][:12]}
-        self.entry.update(stamp)
-        self.entry["summary"] = summary(self.entry)
+        commit = provenance.revision()["commit"][:12]
+        self.entry.update(at=now(), commit=commit, summary=summary(self.entry))
         text = json.dumps(self.tree, indent=1, sort_keys=True) + "\n"
         write_atomic(self._path, text.encode())
 
-    def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """Makes and keeps a part that is not there yet; None if it failed or time is over."""
+    def attempt(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made; None if it failed, which is noted, or if no time is left."""
         from cfbench.systems.timing.run import FAILURES
 
-        if name in self.entry:
-            return self.entry[name]
-        if self.left_s <= 0:
-            return self._not(name, "no time was left")
-        began = time.monotonic()
-        try:
-            found = make()
-        except FAILURES as error:
-            return self._not(name, f"{type(error).__name__}: {error}"[-TAIL:])
-        self.entry[name] = found
-        self.entry["failed"].pop(name, None)
-        log.info("%s: %.1f s, %.0f s left", name, time.monotonic() - began, self.left_s)
-        self.save()
-        return found
+        began, failed = time.monotonic(), self.entry["failed"]
+        failed[name] = "no time was left"
+        if self.left_s > 0:
+            try:
+                found = make()
+            except FAILURES as error:
+                failed[name] = f"{type(error).__name__}: {error}"[-TAIL:]
+            else:
+                del failed[name]
+                log.info("%s: %.1f s, %.0f left", name, time.monotonic() - began, self.left_s)
+                return found
+        log.warning("%s: %s", name, failed[name])
+        return None
 
-    def _not(self, name: str, reason: str) -> None:
-        self.entry["failed"][name] = reason
-        log.warning("%s: %s", name, reason)
-        self.save()
+    def part(self, name: str, make: Callable[[], Any]) -> None:
+        """Makes and keeps what is not there yet."""
+        if name not in self.entry:
+            found = self.attempt(name, make)
+            if found is not None:
+                self.entry[name] = found
+            self.save()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -149,7 +143,7 @@ def measure(bench: "Bench", plan: Plan, to: Path, label: str) -> dict[str, Any]:
     from cfbench.systems.timing import run
 
     book = Book(to, label, plan.minutes)
-    book.part("machine", lambda: run.facts(bench))
+    book.part("machine", lambda: run.facts(bench.device, bench.ours))
     book.part("kernels", lambda: run.kernel_times(bench))
     _systems(book, bench, plan)
     if plan.decoder:
@@ -165,60 +159,25 @@ def _systems(book: Book, bench: "Bench", plan: Plan) -> None:
 
     done: dict[str, Any] = book.entry["systems"]
     todo = [s for s in plan.systems if len(done.get(s, {}).get("samples_ms", ())) < plan.wanted]
-    if not todo:
-        return
-    right: dict[str, Any] = {}
-
-    def reference() -> dict[str, Any]:
-        right.update(run.references(bench, todo))
-        return {row: list(x.shape) for row, x in right.items()}
-
-    book.entry.pop("references", None)
-    book.part("references", reference)
+    right = (book.attempt("references", lambda: run.references(bench, todo)) or {}) if todo else {}
     built: dict[str, Built] = {}
     for name in todo:
         # Turns of those that are built come before another one.
-        if book.left_s > ROUND_S * plan.rounds * (len(built) + 1):
-            _build(book, bench, name, right, built)
-        else:
+        if book.left_s <= ROUND_S * plan.rounds * (len(built) + 1):
             log.warning("%s: left out for lack of time", name)
-    _turns(book, plan, built)
-
-
-def _build(
-    book: Book, bench: "Bench", name: str, right: Mapping[str, Any], built: dict[str, "Built"]
-) -> None:
-    from cfbench.systems.timing import run
-
-    def make() -> dict[str, Any]:
-        built[name] = run.Built(bench, name, right)
-        return built[name].record
-
-    part = f"build {name}"
-    book.entry.pop(part, None)
-    record = book.part(part, make)
-    book.entry.pop(part, None)
-    if record is not None:
-        book.entry["systems"][name] = record
-        book.save()
-    else:
+            continue
+        system = book.attempt(f"build {name}", lambda name=name: run.Built(bench, name, right))
         run.tidy(bench.device)
-
-
-def _turns(book: Book, plan: Plan, built: Mapping[str, "Built"]) -> None:
-    """Rounds in which each system has a turn."""
-    from cfbench.systems.timing.run import FAILURES
-
-    for turn in range(plan.rounds):
-        for name, system in built.items():
-            failed = f"time {name}"
-            if failed in book.entry["failed"]:
-                continue
-            try:
-                system.record["samples_ms"] += system.sample(plan.burst)
-            except FAILURES as error:
-                book.entry["failed"][failed] = f"{type(error).__name__}: {error}"[-TAIL:]
-        log.info("turn %d of %d, %.0f s left", turn + 1, plan.rounds, book.left_s)
+        if system is not None:
+            built[name], done[name] = system, system.record
+        book.save()
+    for _ in range(plan.rounds):
+        for name, system in list(built.items()):
+            times = book.attempt(f"time {name}", lambda system=system: system.sample(plan.burst))
+            if times is None:
+                del built[name]
+            else:
+                system.record["samples_ms"] += times
         book.save()
 
 

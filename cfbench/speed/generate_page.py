@@ -74,13 +74,7 @@ def _floors(entry: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], label: str, to: Path) -> None:
-    """A bar a system of one machine, with the floor of each as a mark.
-
-    Args:
-        results: of ``cfbench speed generate``.
-        label: of the machine.
-        to: the picture that is written.
-    """
+    """A bar a system of the machine called ``label``, with the floor of each as a mark."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -55,6 +55,8 @@ class CfSystem:
             "attention": self.pipeline.attention,
             "codec": self.pipeline.codec.spec.name,
         }
+        if self.pipeline.fast.words:
+            self.facts["fast"] = self.pipeline.fast.words
 
     def films(self, jobs: Sequence[Job]) -> Iterator[video.Frames]:
         """Films of jobs of equal length, made together: blocks (B, R, Y, X, 3), one a chunk."""

@@ -4,7 +4,7 @@ Dims: B batch, N layers, T slots, P tokens a slot, K tokens of all slots, L toke
 H heads, D head dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,15 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from cfmodel.nn.rope import pooled_size
+
+
+class Place(NamedTuple):
+    """Where a frame goes: of some films, in a layer, from an offset in the chunk to a slot."""
+
+    layer: int
+    films: slice
+    offset: int
+    slot: int
 
 
 class Sizes(NamedTuple):
@@ -111,58 +120,26 @@ class Buffers:
         return self._v[layer][:, :tokens]
 
     def put(
-        self, places: Sequence[tuple[int, int]], k: Sequence[Tensor], v: Sequence[Tensor]
+        self, places: Iterable[Place], k_BFPHD: Sequence[Tensor], v_BFPHD: Sequence[Tensor]
     ) -> None:
-        """Frames of a chunk into slots, in all layers.
+        """Frames into slots, in few launches, for which the device would wait otherwise.
 
         Args:
-            places: offset in the chunk, and slot.
-            k: every layer's keys, frames apart: (B, frames, P, H, D).
-            v: the same of values.
+            places: which go where.
+            k_BFPHD: every layer's keys of F frames.
+            v_BFPHD: their values.
         """
         into, of = list[Tensor](), list[Tensor]()
-        for offset, slot in places:
-            for layer in range(self.sizes.layers):
-                for buffer, frames in ((self.k, k), (self._v, v)):
-                    target = self._slot(buffer, layer, slot)
-                    frame = self._fitted(frames[layer][:, offset], slot)
-                    # Values of a pass may have been put in their slots, as room, already.
-                    if target.data_ptr() != frame.data_ptr():
-                        into.append(target)
-                        of.append(frame)
-        if into:
-            # In few launches, for which the device would wait otherwise.
-            torch._foreach_copy_(into, of)  # pyright: ignore[reportPrivateUsage]
-
-    def put_slow(self, layer: int, rows: list[int], slots: list[int], k: Tensor, v: Tensor) -> None:
-        """A frame of some films into slots of slow memory.
-
-        Args:
-            layer: of the network.
-            rows: which films.
-            slots: one a film.
-            k: the frame's keys, of all films: (B, P, H, D).
-            v: its values.
-        """
-        if len(rows) == 1:
-            slot, row = slots[0], slice(rows[0], rows[0] + 1)
-            for buffer, frame in ((self.k, k), (self._v, v)):
-                target, found = self._slot(buffer, layer, slot)[row], self._fitted(frame[row], slot)
+        for layer, films, offset, slot in places:
+            tokens = slice(self.sizes.start(slot), self.sizes.start(slot + 1))
+            is_slow = 0 <= slot - self.sizes.slow_at < self.sizes.slow
+            pool = self.sizes.pool if is_slow else 1
+            for buffer, frames in ((self.k, k_BFPHD), (self._v, v_BFPHD)):
+                target = buffer[layer, films, tokens]
+                found = pooled(frames[layer][films, offset], self.sizes.grid, pool)
+                # Values of a pass may lie in their slots, as its room, already.
                 if target.data_ptr() != found.data_ptr():
-                    target.copy_(found)
-            return
-        sizes, device = self.sizes, self.k.device
-        at = torch.tensor([rows, [slot - sizes.slow_at for slot in slots]])
-        at = (at.pin_memory() if device.type == "cuda" else at).to(device, non_blocking=True)
-        area = slice(sizes.start(sizes.slow_at), sizes.start(sizes.slow_at + sizes.slow))
-        for buffer, frame in ((self.k, k), (self._v, v)):
-            slow_BTPHD = buffer[layer][:, area].unflatten(1, (sizes.slow, -1))
-            slow_BTPHD.index_put_(at.unbind(), pooled(frame[at[0]], sizes.grid, sizes.pool))
-
-    def _slot(self, buffer: Tensor, layer: int, slot: int) -> Tensor:
-        return buffer[layer, :, self.sizes.start(slot) : self.sizes.start(slot + 1)]
-
-    def _fitted(self, frame_BPHD: Tensor, slot: int) -> Tensor:
-        sizes = self.sizes
-        is_slow = sizes.slow_at <= slot < sizes.slow_at + sizes.slow
-        return pooled(frame_BPHD, sizes.grid, sizes.pool if is_slow else 1)
+                    into.append(target)
+                    of.append(found)
+        if into:
+            torch._foreach_copy_(into, of)  # pyright: ignore[reportPrivateUsage]

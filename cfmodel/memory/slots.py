@@ -16,7 +16,7 @@ from torch import Tensor
 from cfmodel.config import Geometry, MemoryConfig, ModelConfig
 from cfmodel.memory import select
 from cfmodel.memory.base import FrameSlot
-from cfmodel.memory.buffers import Buffers, Sizes
+from cfmodel.memory.buffers import Buffers, Place, Sizes
 from cfmodel.memory.positions import Placement, place
 from cfmodel.memory.views import Held, Layout, Row, lay_out, row_of, take
 from cfmodel.nn.attention import ChunkKV, KVView
@@ -49,6 +49,8 @@ class SlotMemory:
     ``fast`` counts the chunk being generated, so ``fast - new frames`` past frames are held there;
     frames of the sink are not held twice. The first latent of a promoted chunk is copied to slow
     memory, and stays in fast memory too until it leaves the window.
+
+    ``buffers`` are where keys and values lie.
 
     Args:
         padded: views always show every slot of the buffer, absent ones masked, so that all chunks
@@ -98,7 +100,7 @@ class SlotMemory:
             model.layers, batch, size, self._slow_at, config.slow, geometry.grid, config.pool,
             room=self._most, head=(model.heads, model.head_dim),
         )  # fmt: skip
-        self._buffers = Buffers(sizes, self._device, dtype)
+        self.buffers = Buffers(sizes, self._device, dtype)
         self.reset()
 
     def reset(self) -> None:
@@ -121,28 +123,13 @@ class SlotMemory:
         return self._frames
 
     @property
-    def buffer_sizes(self) -> Sizes:
-        """How its buffers are laid out."""
-        return self._buffers.sizes
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of keys and values."""
-        return self._buffers.k.dtype
-
-    @property
     def promotions(self) -> list[Promotion]:
         """The latest tests of candidates, oldest first."""
         return list(self._tests)
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, for a run that goes on later; the history of tests is not."""
-        k, v = self._buffers.k, self._buffers.v
+        k, v = self.buffers.k, self.buffers.v
         return {
             "k": k, "v": v, "means": self._means, "frames": self._frames,
             "slow": [[list(film) for film in layer] for layer in self._slow],
@@ -152,9 +139,9 @@ class SlotMemory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` gave to a memory of the same sizes."""
         self.reset()
-        if state["k"].shape[2] > self._buffers.k.shape[2]:
+        if state["k"].shape[2] > self.buffers.k.shape[2]:
             self._reserve(state["frames"])
-        self._buffers.load(state["k"], state["v"])
+        self.buffers.load(state["k"], state["v"])
         means = state["means"]
         self._means = None if means is None else means.to(self._device)
         self._frames, self._since = state["frames"], state["since"]
@@ -191,7 +178,7 @@ class SlotMemory:
         if (new_frames, clean) not in self._layouts:
             self._layouts[new_frames, clean] = self._lay_out(new_frames, clean)
         layout = self._layouts[new_frames, clean][layer]
-        buffers, held = self._buffers, layout.tokens
+        buffers, held = self.buffers, layout.tokens
         count = held if isinstance(held, int) else held.shape[0]
         roomy = count + new_frames * self.geometry.tokens_per_frame
         return KVView(
@@ -228,12 +215,14 @@ class SlotMemory:
         frames_k = [k.unflatten(1, (size, -1)) for k in chunk.k]
         frames_v = [v.unflatten(1, (size, -1)) for v in chunk.v]
         self._reserve(first + size)
-        slots = [(offset, self._slot_of(first + offset, first + size)) for offset in range(size)]
-        places = [(offset, slot) for offset, slot in slots if slot is not None]
-        self._buffers.put(places, frames_k, frames_v)
+        places = [
+            place
+            for offset in range(size)
+            for place in self._in_all(offset, self._slot_of(first + offset, first + size))
+        ]
         if self.config.filling == "dense":
-            for offset in range(size):
-                self._fill(first + offset, frames_k, frames_v, offset)
+            places += self._filling(range(first, first + size))
+        self.buffers.put(places, frames_k, frames_v)
         self._promote(chunk, frames_k, frames_v)
         self._frames = first + size
         self._layouts = {}
@@ -285,13 +274,13 @@ class SlotMemory:
             first_frame: 0 rewrites the sink too; later frames leave it.
         """
         frames = self._frames - first_frame
-        places = list[tuple[int, int]]()
+        places = list[Place]()
         for offset in range(frames):
-            slot = self._slot_of(first_frame + offset, self._frames)
-            if slot is not None and (first_frame == 0 or first_frame + offset >= self.config.sink):
-                places.append((offset, slot))
+            if first_frame == 0 or first_frame + offset >= self.config.sink:
+                slot = self._slot_of(first_frame + offset, self._frames)
+                places += self._in_all(offset, slot)
         k, v = ([x[part].unflatten(1, (frames, -1)) for x in kv] for part in (0, 1))
-        self._buffers.put(places, k, v)
+        self.buffers.put(places, k, v)
 
     def sink_view(self, layer: int, sink: int, first_frame: int, new_frames: int) -> KVView:
         """The first ``sink`` frames alone, at their true positions, for other frames than the next.
@@ -304,21 +293,27 @@ class SlotMemory:
         """
         kept = torch.arange(sink, device=self._device)[None]
         query = torch.arange(first_frame, first_frame + new_frames, device=self._device)[None]
-        end = self._buffers.sizes.start(sink)
-        k, v = self._buffers.k[layer][:, :end], self._buffers.v[layer][:, :end]
+        end = self.buffers.sizes.start(sink)
+        k, v = self.buffers.k[layer][:, :end], self.buffers.v[layer][:, :end]
         return KVView(k_BKHD=k, v_BKHD=v, positions_BT=kept, query_positions_BF=query)
 
-    def _fill(self, frame: int, k: list[Tensor], v: list[Tensor], offset: int) -> None:
-        """Put an early frame in a slot of slow memory that nothing was promoted to yet."""
-        at = frame - self.config.sink
-        if not 0 <= at < self.config.slow:
-            return
-        for layer in range(self.layers):
-            for sample in range(self.batch):
-                if self._promoted[layer][sample] <= at:
-                    slot = self._slow_at + at
-                    frame_k, frame_v = k[layer][:, offset], v[layer][:, offset]
-                    self._buffers.put_slow(layer, [sample], [slot], frame_k, frame_v)
+    def _in_all(self, offset: int, slot: int | None) -> list[Place]:
+        """A frame of all films into the same slot of all layers; nowhere without one."""
+        if slot is None:
+            return []
+        return [Place(layer, slice(None), offset, slot) for layer in range(self.layers)]
+
+    def _filling(self, frames: range) -> list[Place]:
+        """Early frames into slots of slow memory that nothing was promoted to yet."""
+        slots = [(offset, frame - self.config.sink) for offset, frame in enumerate(frames)]
+        return [
+            Place(layer, slice(sample, sample + 1), offset, self._slow_at + at)
+            for offset, at in slots
+            if 0 <= at < self.config.slow
+            for layer in range(self.layers)
+            for sample in range(self.batch)
+            if self._promoted[layer][sample] <= at
+        ]
 
     def _check(self, chunk: ChunkKV) -> None:
         if chunk.first_frame != self._frames:
@@ -327,7 +322,7 @@ class SlotMemory:
                 "committed; commit every chunk once and in order"
             )
         tokens = self.geometry.chunk * self.geometry.tokens_per_frame
-        expected = (self.batch, tokens, *self._buffers.sizes.head)
+        expected = (self.batch, tokens, *self.buffers.sizes.head)
         found = {tuple(tensor.shape) for tensor in (*chunk.k, *chunk.v)}
         if len(chunk.k) != self.layers or len(chunk.v) != self.layers or found != {expected}:
             raise RuntimeError(
@@ -337,10 +332,10 @@ class SlotMemory:
 
     def _reserve(self, frames: int) -> None:
         needed = self._fast_at + frames - self.config.sink
-        slots = self._buffers.sizes.slots
+        slots = self.buffers.sizes.slots
         if self._past is None and needed > slots:
             growth = GROWTH_CHUNKS * self.geometry.chunk
-            self._buffers = self._buffers.grow(max(needed, slots + growth))
+            self.buffers = self.buffers.grow(max(needed, slots + growth))
 
     def _slot_of(self, frame: int, end: int) -> int | None:
         """Where a frame lives once frames up to ``end`` are committed; None if it is not kept."""
@@ -366,8 +361,8 @@ class SlotMemory:
         if means is not None and previous is not None:
             cosines = select.surprisal_cosines(means, previous, self.config.decision).tolist()
             kept = select.promotions(cosines, self.config.tau)
+        places = list[Place]()
         for layer in range(self.layers):
-            rows, slots = list[int](), list[int]()
             for sample in range(self.batch):
                 cosine = None if cosines is None else cosines[layer][sample]
                 held = self._slow[layer][sample]
@@ -376,12 +371,9 @@ class SlotMemory:
                 keep = kept[layer][sample]
                 self._tests.append(Promotion(index, layer, sample, cosine, keep))
                 if keep:
-                    rows.append(sample)
-                    slots.append(self._next_slot(layer, sample, chunk.first_frame))
-            # One copy for all films: one a film would keep the device waiting for launches.
-            if rows:
-                first_k, first_v = frames_k[layer][:, 0], frames_v[layer][:, 0]
-                self._buffers.put_slow(layer, rows, slots, first_k, first_v)
+                    slot = self._next_slot(layer, sample, chunk.first_frame)
+                    places.append(Place(layer, slice(sample, sample + 1), 0, slot))
+        self.buffers.put(places, frames_k, frames_v)
 
     def _next_slot(self, layer: int, sample: int, frame: int) -> int:
         """The slot in which a promoted frame goes, noted as its own."""
@@ -443,7 +435,7 @@ class SlotMemory:
         placement = self._place(held, new_frames)
         recent = clean and self.config.commit_reads == "recent"
         shown = [self._is_recent(item) if recent else True for item in held]
-        return row_of(held, placement, shown, self._buffers.sizes.slots, end)
+        return row_of(held, placement, shown, self.buffers.sizes.slots, end)
 
     def _lay_out(self, new_frames: int, clean: bool) -> list[Layout]:
         # With one decision for all, every layer holds the same frames.
@@ -457,5 +449,5 @@ class SlotMemory:
                 if key not in rows_of:
                     rows_of[key] = self._row(self._held(layer, sample), new_frames, clean)
                 rows.append(rows_of[key])
-        found = lay_out(rows, self._buffers.sizes, device=self._device, padded=self._padded)
+        found = lay_out(rows, self.buffers.sizes, device=self._device, padded=self._padded)
         return found * (self.layers // layers)

@@ -136,9 +136,7 @@ def to_fp8(x_LE: Tensor, by_row: bool) -> tuple[Tensor, Tensor]:
 class Fp8Linear(nn.Module):
     """A linear layer whose inputs and weights have eight bits, scaled as they come.
 
-    Args:
-        linear: gives weights and bias.
-        by_row: a scale for each token and each output, else one for each tensor.
+    With ``by_row`` each token and each output has a scale, else each tensor.
     """
 
     def __init__(self, linear: nn.Linear, by_row: bool) -> None:
@@ -168,11 +166,9 @@ class Fp8Linear(nn.Module):
 
 @torch.no_grad()
 def quicken(model: VideoTransformer, fast: Fast) -> None:
-    """Makes a model fast, in place.
+    """Makes a model fast, in place: on its device, in its dtype, without gradients.
 
-    Args:
-        model: on its device, in its dtype, without gradients.
-        fast: what to do; ``recorded`` is not of the model but of its passes (``cfmodel.passes``).
+    ``recorded`` is not of the model but of its passes (``cfmodel.passes``).
     """
     for block in model.blocks:
         assert isinstance(block, Block), "a transformer is made of blocks"

@@ -89,7 +89,7 @@ def test_checkpointed_blocks_give_equal_gradients_and_run_twice():
         trained.prepare(checkpointing=checkpointing)
         net: Any = trained.module
         seen = list[int]()
-        net.blocks[0].attn.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        net.blocks[0].attn.o.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         flow(net, x).square().mean().backward()
         gradients.append([p.grad for p in trained.parameters])
         calls.append(len(seen))

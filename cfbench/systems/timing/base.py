@@ -3,13 +3,13 @@
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cfmodel.config import Experiment
+from cfmodel.nn.rope import pooled_size
 
 GIB = 2**30
 STEADY_CHUNKS = 30
@@ -27,58 +27,39 @@ class Maker(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Arithmetic of one chunk, in FLOP, counted as two for a multiplication with an addition.
+def work_of(experiment: Experiment, keys: int) -> dict[str, float]:
+    """FLOP of a chunk whose tokens attend to ``keys`` tokens, their own among them.
 
-    Source: matrix products of Wan 2.1's blocks; embeddings and head, below a hundredth, are left
-    out.
+    A multiplication with an addition counts as two; embeddings and head, below a hundredth, are
+    left out.
     """
-
-    linear: float
-    attention: float
-    cross: float
-
-    @property
-    def total(self) -> float:
-        """Of a chunk."""
-        return self.linear + self.attention + self.cross
-
-
-def work_of(experiment: Experiment, keys: int) -> Work:
-    """The work of a chunk whose tokens attend to ``keys`` tokens, their own among them."""
     model, geometry = experiment.model, experiment.geometry
     passes = len(experiment.sample.steps) + 1
     tokens = geometry.chunk * geometry.tokens_per_frame
     each = 2.0 * passes * model.layers * tokens * model.width
-    return Work(
-        linear=each * (6 * model.width + 2 * model.ffn),
-        attention=2 * each * keys,
-        cross=2 * each * model.text_tokens,
-    )
+    parts = {
+        "linear": each * (6 * model.width + 2 * model.ffn),
+        "attention": 2 * each * keys,
+        "cross": 2 * each * model.text_tokens,
+    }
+    return {**parts, "total": sum(parts.values())}
 
 
 def keys_of(experiment: Experiment) -> int:
     """Keys that a token attends to when the memory is full."""
-    from cfmodel.nn.rope import pooled_size
-
     memory, geometry = experiment.memory, experiment.geometry
     slow = memory.slow * pooled_size(geometry.grid, memory.pool)
     return (memory.sink + (memory.fast or 0)) * geometry.tokens_per_frame + slow
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
-    """Name, driver and versions, for the record."""
+def facts(device: torch.device, experiment: Experiment) -> dict[str, Any]:
+    """Name and versions of the machine, and what is timed on it."""
+    told: dict[str, Any] = {"torch": torch.__version__, "experiment": experiment.to_json()}
     if device.type != "cuda":
-        return {"device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {
-        "device": torch.cuda.get_device_name(device),
-        "capability": list(torch.cuda.get_device_capability(device)),
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }
+        return {"device": "cpu", "threads": torch.get_num_threads(), **told}
+    card = torch.cuda.get_device_properties(device)
+    told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    return {"device": card.name, "memory_gib": card.total_memory / GIB, **told}
 
 
 def settle(device: torch.device) -> None:

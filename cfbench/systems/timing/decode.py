@@ -45,15 +45,9 @@ def alone(experiment: Experiment, codec: Codec, device: torch.device, chunks: in
 
 
 def beside(made: Ours, codec: Codec, chunks: int) -> Any:
-    """A film in steady state, frames on the CPU, decoded beside the generator.
+    """A film in steady state, frames on the CPU, and a new film's first frames, by one student.
 
-    Args:
-        made: gives the student; its own film ends.
-        codec: decodes.
-        chunks: whose times are taken.
-
-    Returns:
-        Milliseconds of each chunk, and seconds from the request to a new film's first frames.
+    The film that ``made`` was at ends.
     """
     experiment, device = made.experiment, made.device
     made.release()

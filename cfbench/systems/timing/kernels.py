@@ -39,7 +39,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 class Drawn:
-    """Random tensors on a device, in the dtype that kernels are timed in."""
+    """Random tensors and layers on a device, in the dtype that kernels are timed in."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -48,15 +48,12 @@ class Drawn:
 
     def __call__(self, *shape: int) -> Tensor:
         """Unit Gaussian numbers."""
-        drawn = torch.randn(shape, generator=self._generator, device=self.device)
-        return drawn.to(self.dtype)
+        return torch.randn(shape, generator=self._generator, device=self.device).to(self.dtype)
 
     def linear(self, inputs: int, outputs: int) -> nn.Linear:
-        """A layer with random weights."""
-        with torch.device("meta"):
-            layer = nn.Linear(inputs, outputs)
-        layer.weight = nn.Parameter(self(outputs, inputs) * inputs**-0.5, requires_grad=False)
-        layer.bias = nn.Parameter(self(outputs), requires_grad=False)
+        """A layer."""
+        layer = nn.Linear(inputs, outputs, device=self.device, dtype=self.dtype)
+        layer.weight.copy_(self(outputs, inputs) * inputs**-0.5)
         return layer
 
 
@@ -118,11 +115,8 @@ def floor_ms(
 ) -> float:
     """Milliseconds of a chunk that did nothing but attention and matrix products.
 
-    Args:
-        experiment: gives passes and layers.
-        attend: of one layer: over the ``memory`` and over the ``text``.
-        linear: of one layer, from ``linear_ms``.
-        kind: of matrix products: nothing, or `` fp8`` with a blank in front.
+    ``attend`` is one layer's, over the ``memory`` and the ``text``, ``linear`` of ``linear_ms``;
+    ``kind`` of products is nothing, or `` fp8`` with a blank in front.
     """
     each = linear[f"qkv{kind}"] + 3 * linear[f"o{kind}"]
     each += linear[f"up{kind}"] + linear[f"down{kind}"] + attend["memory"] + attend["text"]

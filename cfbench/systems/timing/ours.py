@@ -49,12 +49,12 @@ def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
 
     Numbers are drawn as bfloat16 holds them, so that memories of any dtype hold the same.
     """
-    sizes, device = memory.buffer_sizes, memory.device
+    sizes, held = memory.buffers.sizes, memory.buffers.k
     shape = (sizes.batch, memory.geometry.chunk * sizes.tokens, *sizes.head)
-    generator = torch.Generator(device).manual_seed(seed_for("speed", "memory"))
+    generator = torch.Generator(held.device).manual_seed(seed_for("speed", "memory"))
     for chunk in range(chunks):
         k, v = (
-            torch.randn(shape, generator=generator, device=device).bfloat16().to(memory.dtype)
+            torch.randn(shape, generator=generator, device=held.device).bfloat16().to(held.dtype)
             for _ in range(2)
         )
         first = chunk * memory.geometry.chunk
@@ -64,12 +64,7 @@ def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
 class Ours:
     """One preset, made fast in one way.
 
-    Args:
-        experiment: gives all sizes.
-        fast: what is done to be fast; CUDA graphs on CUDA alone.
-        device: where it runs.
-        dtype: of weights, memory and latents.
-        attention: backend.
+    ``dtype`` is of weights, memory and latents.
     """
 
     def __init__(
@@ -145,9 +140,8 @@ def random_text(model: VideoTransformer) -> TextKV:
 
 def reference(experiment: Experiment, device: torch.device) -> Tensor:
     """The first chunk that ``Ours`` makes, by plain float32: what its error is measured against."""
-    # Not by choose_attention: half-precision kernels take no float32.
-    made = Ours(experiment, Fast.off(), device=device, dtype=torch.float32, attention="sdpa").step()
-    return made.cpu()
+    off = Fast.off()
+    return Ours(experiment, off, device=device, dtype=torch.float32, attention="sdpa").step().cpu()
 
 
 def apart(found: Tensor, right: Tensor) -> float:

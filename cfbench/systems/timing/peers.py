@@ -2,21 +2,19 @@
 
 Nothing of theirs is copied: their model's modules are imported from a folder, under the names that
 they import each other by, and its passes are run as their own pipelines do. What they import and
-do not need here is stood in for; attention is PyTorch's, since theirs may not be installed.
+do not need is stood in for; attention is PyTorch's, since theirs may not be installed.
 
-Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a latent, L tokens,
-H heads, D head dim, S text tokens, E text width.
+Dims: B batch, F frames, C channels, X rows and Y columns of a latent, L K tokens, H heads, D head.
 """
 
 import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,28 +28,17 @@ ROOTS = ("wan", "utils", "diffusers", "einops")
 """Top names that a checkout's modules are imported under, or that something stands in for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A published generator.
+class Peer(NamedTuple):
+    """A published generator: what a chunk attends to, in latents, and where its code is."""
 
-    Args:
-        label: in tables.
-        window: latents that a chunk attends to, itself included.
-        sink: of these, the first of the film.
-        source: what of it is imported, and from which commit this was written.
-    """
-
-    label: str
     window: int
     sink: int
     source: str
 
 
 PEERS = {
-    "self-forcing": Peer(
-        label="Self-Forcing", window=21, sink=0, source="guandeh17/Self-Forcing 33593df"
-    ),
-    "longlive": Peer(label="LongLive 1.0", window=12, sink=3, source="NVlabs/LongLive v1.0"),
+    "self-forcing": Peer(window=21, sink=0, source="guandeh17/Self-Forcing 33593df"),
+    "longlive": Peer(window=12, sink=3, source="NVlabs/LongLive v1.0"),
 }
 NEEDED = (
     "wan/modules/attention.py",
@@ -59,7 +46,7 @@ NEEDED = (
     "wan/modules/causal_model.py",
     "utils/scheduler.py",
 )
-"""Files of a checkout that are read; ``utils/debug_option.py`` too where there is one."""
+"""Files of a checkout that are read; ``utils/debug_option.py`` too if there is one."""
 
 
 def attend(
@@ -72,10 +59,6 @@ def attend(
     """Stands for their attention: the dtype stays, so that float32 is float32."""
     run = cudnn if q_BLHD.is_cuda and q_BLHD.dtype == torch.bfloat16 else sdpa
     return run(q_BLHD, k_BKHD, v_BKHD, None)
-
-
-def _identity(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
 
 
 def _repeat(*args: Any) -> Any:
@@ -92,7 +75,7 @@ def _module(name: str, path: Path | None = None, **names: object) -> ModuleType:
 
 
 def _stand_ins(checkout: Path) -> dict[str, ModuleType]:
-    """Packages without their ``__init__``, which import far more, and what is not needed."""
+    """Packages without their ``__init__``, which imports far more, and what is not needed."""
     parts = {
         "wan": _module("wan", checkout / "wan"),
         "wan.modules": _module("wan.modules", checkout / "wan" / "modules"),
@@ -105,7 +88,7 @@ def _stand_ins(checkout: Path) -> dict[str, ModuleType]:
         "diffusers.models": _module("diffusers.models", Path("-")),
         "diffusers.configuration_utils": _module(
             "diffusers.configuration_utils",
-            ConfigMixin=type("ConfigMixin", (), {}), register_to_config=_identity,
+            ConfigMixin=type("ConfigMixin", (), {}), register_to_config=lambda method: method,
         ),
         "diffusers.models.modeling_utils": _module(
             "diffusers.models.modeling_utils", ModelMixin=nn.Module
@@ -155,13 +138,7 @@ def _taken_out() -> dict[str, ModuleType]:
 class Theirs:
     """A peer in steady state: its cache is full, and each chunk moves its window.
 
-    Args:
-        peer: which.
-        checkout: its modules.
-        experiment: gives sizes, noise levels and geometry.
-        device: where it runs.
-        dtype: of weights, cache and latents.
-        compiled: the whole forward under the compiler, where it breaks as it may.
+    With ``compiled`` the whole forward is under the compiler, and breaks as it may.
     """
 
     def __init__(
@@ -253,7 +230,7 @@ class Theirs:
 
     def _denoised(self, x_BFCXY: Tensor, at: Tensor) -> Tensor:
         """A pass and the clean latents that it implies, in double precision as theirs."""
-        each = (at * torch.ones(x_BFCXY.shape[:2])).to(self._device)
+        each = at * torch.ones(x_BFCXY.shape[:2], device=self._device)
         flow = self._run(
             x_BFCXY.transpose(1, 2),
             t=each,

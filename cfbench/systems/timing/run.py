@@ -15,8 +15,7 @@ from cfbench.errors import CfError
 from cfbench.systems.timing import decode, kernels, ours, peers
 from cfbench.systems.timing.base import (
     Maker,
-    Work,
-    device_facts,
+    facts,
     keys_of,
     settle,
     tidy,
@@ -27,6 +26,8 @@ from cfmodel.config import Attention, Experiment
 from cfmodel.pipeline import choose_device
 
 log = logging.getLogger(__name__)
+
+__all__ = ["FAILURES", "Bench", "Built", "bench_of", "decoded", "facts", "tidy"]
 
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, CfError, ImportError, LookupError, OSError,
@@ -40,14 +41,7 @@ COMPILED = "compiled"
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What to time, and where.
-
-    Args:
-        family: of our presets.
-        device: where.
-        attention: of our generator.
-        checkouts: folders of peers, by name.
-    """
+    """What to time, and where: a family of presets, our attention, folders of peers by name."""
 
     family: str
     device: torch.device
@@ -85,11 +79,6 @@ def bench_of(family: str, device: str, attention: str, checkouts: Mapping[str, P
     return bench
 
 
-def facts(bench: Bench) -> dict[str, Any]:
-    """Of the machine, and of what is timed on it."""
-    return {**device_facts(bench.device), "experiment": bench.ours.to_json()}
-
-
 def kernel_times(bench: Bench) -> dict[str, Any]:
     """Times of a layer's kernels alone, and the least that chunks can take with them."""
     experiment = bench.ours
@@ -115,7 +104,8 @@ def references(bench: Bench, systems: Sequence[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(subject(system) for system in systems):
         try:
-            found[name] = _reference(bench, name)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                found[name] = _reference(bench, name)
         except FAILURES as error:
             log.warning("no float32 chunk of %s: %s", name, error)
         tidy(bench.device)
@@ -136,11 +126,8 @@ def _reference(bench: Bench, name: str) -> Tensor:
 class Built:
     """A system, warm.
 
-    Args:
-        bench: where.
-        name: a row of our presets, a slash and what makes it fast, as in ``ours/auto+fp8``; or a
-            peer, perhaps with ``-compiled`` behind it.
-        right: first chunks in float32, by row or peer.
+    Its name is a row of our presets, a slash and what makes it fast, as in ``ours/auto+fp8``; or a
+    peer, perhaps with ``-compiled`` behind it.
 
     Raises:
         CfError: unknown name, or a peer without a checkout.
@@ -166,7 +153,7 @@ class Built:
             "build_s": built - began,
             "first_chunk_s": compiled - built,
             "warm_s": warmed - compiled,
-            "work": _work(bench, row if slash else "ours", self.maker),
+            "work": work_of(bench.ours, self.maker.facts["keys"]),
             "samples_ms": [],
         }
         if subject(name) in right:
@@ -211,14 +198,6 @@ def _theirs(bench: Bench, name: str, dtype: torch.dtype) -> Maker:
         peers.PEERS[peer], checkout, bench.ours, device=bench.device, dtype=dtype,
         compiled=name.endswith(COMPILED),
     )  # fmt: skip
-
-
-def _work(bench: Bench, row: str, maker: Maker) -> dict[str, float]:
-    found: Work = work_of(ours.experiment_of(bench.family, row), maker.facts["keys"])
-    return {
-        "linear": found.linear, "attention": found.attention, "cross": found.cross,
-        "total": found.total,
-    }  # fmt: skip
 
 
 def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
