@@ -95,7 +95,7 @@ def draw(results: Mapping[str, Any], label: str, to: Path) -> None:
             [ms for _, ms in marked], [k for k, _ in marked], "|", color="#d00000", markersize=14,
             label="attention and matrix products alone",
         )  # fmt: skip
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
     axes.set_xlabel(f"ms a chunk ({entry.get('machine', {}).get('device', label)})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(to, dpi=160)
