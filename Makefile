@@ -68,7 +68,6 @@ final: $(CORE)
 	    $(BIN)/cfbench unpack results/tiny/final/inputs/records.parquet --out '$(FINAL)'
 	$(BIN)/cfbench measure --systems $(ROWS) --prompts $(FINAL_PROMPTS) --seeds 2 --batch 32 \
 	    --attention sdpa --out '$(FINAL)'
-	rm -rf results/tiny/final
 	$(BIN)/cfbench report --out '$(FINAL)' --to results/tiny/final --no-films
 
 ## check-results  whether results/tiny is what its own inputs give, to the byte

@@ -101,13 +101,13 @@ def consistency(
     """Similarity to first frame and text at 10 to 60 s, and from clip to clip (Table 1)."""
     from cfbench.analysis.consistency_page import consistency_told, find_consistency
     from cfbench.findings import paper_folder
-    from cfbench.run import commit
+    from cfbench.provenance import words
     from cfbench.tables import read_paper
 
     found = find_consistency(
         films or [], run=run, texts=texts, features=features, workers=staff(workers),
         paper=read_paper(paper_folder() / "table1.csv") if paper else {}, to=to,
-        header=f"commit {commit()}; command {typed()}",
+        header=f"commit {words()}; command {typed()}",
     )  # fmt: skip
     say(found if as_json else consistency_told(found), as_json)
 
@@ -117,9 +117,9 @@ def survey(
 ) -> None:
     """Events, motion and drift of every system of a run: table and plots."""
     from cfbench.analysis.surveying import write_survey
-    from cfbench.run import commit
+    from cfbench.provenance import words
 
-    header = f"commit {commit()}; command {typed()}"
+    header = f"commit {words()}; command {typed()}"
     found = write_survey(out, to or out / "survey", workers=staff(workers), header=header)
     say(found, as_json)
 
@@ -135,10 +135,11 @@ def compare(
 ) -> None:
     """Writes a page about two systems: curves, differences, best and worst prompts."""
     from cfbench.analysis.compare_page import write_comparison
-    from cfbench.run import commit, tier_of
+    from cfbench.provenance import words
+    from cfbench.run import tier_of
 
     folder = to or out / f"compare-{a}-{b}"
-    header = f"commit {commit()}; command {typed()}"
+    header = f"commit {words()}; command {typed()}"
     found = write_comparison(
         out, folder, (a, b), tier=tier_of(suite), normaliser=normaliser, header=header
     )

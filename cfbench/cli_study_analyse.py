@@ -19,11 +19,11 @@ def analyse(
     as_json: Json = False,
 ) -> None:
     """Preference with intervals, tests, ties, agreement, bias and power: tables and figures."""
+    from cfbench.provenance import words
     from cfbench.report import paper_folder
-    from cfbench.run import commit
     from cfbench.study.analysis_page import write_analysis
 
-    header = f"commit {commit()}; command {typed()}"
+    header = f"commit {words()}; command {typed()}"
     found = write_analysis(
         export, out, design=design, paper=paper_folder() if paper else None, header=header
     )

@@ -132,6 +132,21 @@ def current_runs(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return [films[name] for name in sorted(films)]
 
 
+def one_protocol(runs: Sequence[RunRecord]) -> None:
+    """Refuses films of several protocols.
+
+    Raises:
+        ValueError: there are several.
+    """
+    protocols = Counter(run.clip.codec for run in runs)
+    if len(protocols) > 1:
+        counts = ", ".join(f"{count} of {name}" for name, count in sorted(protocols.items()))
+        raise ValueError(
+            f"films of several protocols ({counts}): their scores cannot be compared; keep each "
+            "protocol in a store of its own"
+        )
+
+
 def newest_versions(scores: Iterable[Score]) -> dict[str, str]:
     """The newest version of each dimension; digits are compared as numbers."""
     versions: dict[str, str] = {}
@@ -157,13 +172,7 @@ def build_frame(runs: Sequence[RunRecord], scores: Sequence[Score], tier: Tier) 
         ValueError: films of several protocols, which no table may compare.
     """
     kept = current_runs(runs)
-    protocols = Counter(run.clip.codec for run in kept)
-    if len(protocols) > 1:
-        counts = ", ".join(f"{count} of {name}" for name, count in sorted(protocols.items()))
-        raise ValueError(
-            f"films of several protocols ({counts}): their scores cannot be compared; keep each "
-            "protocol in a store of its own"
-        )
+    one_protocol(kept)
     mine = [score for score in scores if score.tier == tier]
     versions = newest_versions(mine)
     extra = sorted(set(versions) - set(DIMENSIONS))

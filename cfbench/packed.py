@@ -4,16 +4,17 @@ One row a film: its run, its scores as float32, and those windows that tables an
 store of ten thousand films of a minute has 300 MB of lines; its packed file has 3.
 """
 
+import hashlib
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cfbench.claims import ATTRIBUTES
 from cfbench.curves import CURVES
 from cfbench.errors import CfError
-from cfbench.frame import current_runs, newest_versions
+from cfbench.frame import current_runs, newest_versions, one_protocol
 from cfbench.store import LocalStore, open_store, run_from, score_from, write_atomic
 from cfbench.types import RunRecord, Score, Tier, WindowScore, to_json
 
@@ -40,6 +41,7 @@ def pack(store: LocalStore, path: Path, tier: Tier, systems: Collection[str] = (
     """Write a store's films, of each system's newest key, and return how many there are.
 
     Equal records give equal files. Of a dimension's versions the newest counts, as in every table.
+    What no table or curve reads is left out: most windows, and details of scores that are not null.
 
     Args:
         store: the records.
@@ -49,7 +51,8 @@ def pack(store: LocalStore, path: Path, tier: Tier, systems: Collection[str] = (
 
     Raises:
         CfError: the disk is full or refuses.
-        ValueError: a key's runs, or scores of one dimension, differ where they have to be alike.
+        ValueError: no films of a system, films of several protocols, or scores of one dimension
+            that differ in what they are.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -58,16 +61,19 @@ def pack(store: LocalStore, path: Path, tier: Tier, systems: Collection[str] = (
     runs = [run for run in every if not systems or run.system in systems]
     if absent := set(systems) - {run.system for run in every}:
         raise ValueError(f"no films of {', '.join(sorted(absent))}; leave them out")
-    mine = [score for score in store.scores() if score.tier == tier]
-    versions = newest_versions(mine)
+    one_protocol(runs)
     scores: dict[str, dict[str, Score]] = {run.clip.sha256: {} for run in runs}
+    mine = [s for s in store.scores() if s.tier == tier and s.clip_sha in scores]
+    versions = newest_versions(mine)
     for score in mine:
-        if score.clip_sha in scores and score.version == versions[score.dimension]:
+        if score.version == versions[score.dimension]:
             scores[score.clip_sha][score.dimension] = score
-    shared = _shared(runs)
+    rest = [_rest(run) for run in runs]
+    tags = [hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest() for x in rest]
+    shared = dict(zip(tags, rest, strict=True))
     names = sorted({name for found in scores.values() for name in found})
     about: dict[str, dict[str, Any]] = {}
-    columns: dict[str, Any] = {"key": [_tag(run) for run in runs]}
+    columns: dict[str, Any] = {"key": tags}
     columns |= {name: [getattr(run, name) for run in runs] for name in OWN}
     columns |= {name: [getattr(run.clip, name) for run in runs] for name in CLIP}
     for name in names:
@@ -94,11 +100,13 @@ def unpack(path: Path, root: Path) -> LocalStore:
     """A new store with the records of a packed file, and without films.
 
     Raises:
-        ValueError: no such file, or something else in it.
+        ValueError: no such file, something else in it, or records in the folder already.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if (root / "records").exists():
+        raise ValueError(f"{root} has records, of which packed ones would hide parts; use another")
     try:
         table = pq.read_table(path)
         tree = json.loads(table.schema.metadata[ABOUT])
@@ -129,23 +137,11 @@ def _alike(items: Iterable[Any]) -> Any:
     return json.loads(different[0])
 
 
-def _tag(run: RunRecord) -> str:
-    """What films that share all but their own fields have in common: system, and where made."""
-    return f"{run.system} {run.key} {_place(run)}"
-
-
-def _place(run: RunRecord) -> str:
-    return f"{run.environment.get('device', '')} {run.code.get('commit', '')}".strip()
-
-
-def _shared(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        tree = to_json(run)
-        clip = {name: value for name, value in tree["clip"].items() if name not in CLIP}
-        rest = {name: value for name, value in tree.items() if name not in OWN}
-        found.setdefault(_tag(run), []).append({**rest, "clip": clip})
-    return {tag: _alike(trees) for tag, trees in found.items()}
+def _rest(run: RunRecord) -> dict[str, Any]:
+    """All of a run but its own fields."""
+    tree = to_json(run)
+    clip = {name: value for name, value in tree["clip"].items() if name not in CLIP}
+    return {**{name: value for name, value in tree.items() if name not in OWN}, "clip": clip}
 
 
 def _nulls(scores: Iterable[Score]) -> str:

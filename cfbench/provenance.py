@@ -52,6 +52,13 @@ def revision(tree: Path | None = None) -> dict[str, Any]:
     }
 
 
+def words() -> str:
+    """The revision in words, as tables print it."""
+    code = revision()
+    name = code["commit"][:12] or f"version {code['version'] or 'unknown'}"
+    return f"{name} with changes {code['diff']}" if code["dirty"] else name
+
+
 def environment(facts: dict[str, str], threads: int) -> dict[str, Any]:
     """Versions and machine type, with what the system says of itself (device, dtype, attention).
 

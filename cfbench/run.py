@@ -176,7 +176,7 @@ def find_gap(
             attention=attention,
             reporter=reporter,
         )
-    found |= {"command": command, "commit": commit()}
+    found |= {"command": command, "commit": provenance.words()}
     if to is not None:
         write_atomic(to, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
     return found
@@ -254,13 +254,6 @@ def check_suite(suite: str, normaliser: Path | None) -> None:
         suite_normaliser(tier)
 
 
-def commit() -> str:
-    """The commit of the code as tables print it."""
-    code = provenance.revision()
-    name = code["commit"][:12] or f"version {code['version'] or 'unknown'}"
-    return f"{name} with changes {code['diff']}" if code["dirty"] else name
-
-
 def absent(root: Path) -> dict[str, str]:
     """Why systems have no films, by name: as planned, or because all of their films failed."""
     store = open_store(root)
@@ -319,7 +312,7 @@ def write_report(
             suite=tier_of(suite),
             paper=paper,
             command=command,
-            commit=commit(),
+            commit=provenance.words(),
             absent=absent(root),
             normaliser=normaliser,
             readme=readme,
@@ -354,7 +347,7 @@ def write_curves(
         open_store(root),
         suite=tier_of(suite),
         paper=False,
-        header=f"commit {commit()}; command {command}",
+        header=f"commit {provenance.words()}; command {command}",
         absent=absent(root),
         normaliser=normaliser,
     )
@@ -378,7 +371,7 @@ def write_gallery(
         store,
         suite=tier_of(suite),
         paper=False,
-        header=f"commit {commit()}; command {command}",
+        header=f"commit {provenance.words()}; command {command}",
         absent=absent(root),
         normaliser=normaliser,
     )
@@ -419,8 +412,10 @@ def record_claims(found: "Sequence[Claim]", path: Path, *, root: Path, command: 
     for claim in found:
         record(
             path,
-            Figure(**claim._asdict(), command=command, commit=commit(), device=", ".join(devices),
-                   at=now()),
+            Figure(
+                **claim._asdict(), command=command, commit=provenance.words(),
+                device=", ".join(devices), at=now(),
+            ),
         )  # fmt: skip
 
 
@@ -466,7 +461,7 @@ def record_figure(
     value, low, high = number_in(text, keys, where)
     figure = Figure(
         name=name, value=value, low=low, high=high, unit=unit, target=target, device=device,
-        command=shlex.join(command), commit=commit(), at=now(),
+        command=shlex.join(command), commit=provenance.words(), at=now(),
     )  # fmt: skip
     record(to, figure)
     return figure

@@ -214,6 +214,10 @@ class MemoryConfig:
             )
         if self.attend is not None and self.attend <= self.sink:
             raise ValueError(f"memory.attend={self.attend}: expected more than sink={self.sink}")
+        if self.attend is not None and self.capacity is not None and self.attend > self.capacity:
+            raise ValueError(
+                f"memory.attend={self.attend}: expected at most the {self.capacity} latents held"
+            )
 
     @property
     def capacity(self) -> int | None:

@@ -99,6 +99,9 @@ class Pipeline:
         self.dtype = str(self._dtype).removeprefix("torch.")
         self.device = str(self._device)
         self.fast = Fast.off()
+        # One for all films: the allocator keeps memory apart for each stream.
+        cuda = self._device.type == "cuda"
+        self._beside = torch.cuda.Stream(self._device) if cuda else None
 
     def quicken(self, fast: Fast) -> None:
         """Makes the student, and where ``compiled`` Wan's decoder, fast; once, and in place.
@@ -268,7 +271,8 @@ class Pipeline:
             noise=HashNoise([prompt_id], [seed]),
             memory=memory or self.memory(1),
         )
-        return self._decoded(roll_out(parts, chunks), None, 1)
+        # In order: who watches wants a chunk, and the memory behind it, before the next one.
+        return decoded(roll_out(parts, chunks), self.codec.decoder(1).push)
 
     def _parts(
         self,
@@ -351,38 +355,43 @@ class Pipeline:
         decoder = self.codec.decoder(batch)
         if past is not None:
             decoder.push(past)
-        return decoded(latents, decoder.push, self._device)
+        return decoded(latents, decoder.push, self._beside)
 
 
 def decoded(
-    latents: Iterator[Tensor], push: Callable[[Tensor], Tensor], device: torch.device
+    latents: Iterator[Tensor],
+    push: Callable[[Tensor], Tensor],
+    beside: torch.cuda.Stream | None = None,
 ) -> Iterator[Tensor]:
     """Pixel frames on the CPU of latent chunks.
 
-    On CUDA a chunk is decoded beside the making of the next one, on a stream of its own; the first
-    chunk is given out as soon as it is decoded, each later one when the next has been made.
+    With a stream a chunk is decoded beside the making of the next one: the first chunk is given out
+    as soon as it is decoded, each later one when the next has been made.
 
     Args:
         latents: chunks as they are made.
         push: of a codec's decoder.
-        device: of the latents.
+        beside: a stream of the latents' device; None gives each chunk out before the next is made.
     """
-    if device.type != "cuda":
+    if beside is None:
         for x0 in latents:
             yield push(x0).cpu()
         return
-    beside = torch.cuda.Stream(device)
     waiting: _Decoding | None = None
-    for index, x0 in enumerate(latents):
-        made = _Decoding(x0, push, beside)
+    try:
+        for index, x0 in enumerate(latents):
+            made = _Decoding(x0, push, beside)
+            if waiting is not None:
+                yield waiting.frames()
+            waiting = made
+            if index == 0:
+                yield made.frames()
+                waiting = None
         if waiting is not None:
             yield waiting.frames()
-        waiting = made
-        if index == 0:
-            yield made.frames()
-            waiting = None
-    if waiting is not None:
-        yield waiting.frames()
+    finally:
+        # Of films that are given up in the middle nothing is freed that is still in use.
+        beside.synchronize()
 
 
 class _Decoding:
@@ -400,9 +409,9 @@ class _Decoding:
             self._done = stream.record_event()
 
     def frames(self) -> Tensor:
-        """Its pixel frames, on the CPU; waits for them."""
+        """Its pixel frames, on the CPU, in ordinary memory; waits for them."""
         self._done.synchronize()
-        return self._host
+        return self._host.clone()
 
 
 def _switches(request: Request, chunks: int, experiment: Experiment) -> dict[int, Switch]:

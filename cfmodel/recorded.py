@@ -82,12 +82,14 @@ class _Recording:
         if self._runs < WARMING:
             self._runs += 1
             return self._function(*self.held.together())
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._found = self._function(*self.held.together())
-        self._graph.replay()
+        # A graph takes down what runs on the current device, which may be another one.
+        with torch.cuda.device(tensors[0].device):
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                # Other threads may go on using the device.
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                    self._found = self._function(*self.held.together())
+            self._graph.replay()
         return self._found
 
     @torch.no_grad()

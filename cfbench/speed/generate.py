@@ -85,7 +85,7 @@ class Book:
 
     def save(self) -> None:
         """Writes all that is known."""
-        commit = provenance.revision()["commit"][:12]
+        commit = provenance.words()
         self.entry.update(at=now(), commit=commit, summary=summary(self.entry))
         text = json.dumps(self.tree, indent=1, sort_keys=True) + "\n"
         write_atomic(self._path, text.encode())
@@ -209,7 +209,7 @@ def _row(name: str, record: Mapping[str, Any], entry: Mapping[str, Any]) -> dict
     row, _, words = name.partition("/")
     kind = f"{row} fp8" if "fp8" in words else row
     floors = entry.get("kernels", {}).get("floor_ms", {})
-    floor = floors.get(record["attention"], floors.get("cudnn", {})).get(kind)
+    floor = floors.get(record["attention"], {}).get(kind)
     return {
         "label": LABELS.get(name, name),
         "ms": ms,

@@ -163,6 +163,8 @@ class Session:
         while self._is_wanted():
             began = self._clock()
             with self._turn:
+                if self.ended is not None:
+                    return  # the viewer left while others had their turn
                 shot = next(shots, None)
             data = self._writer.close() if shot is None else self._writer.push(shot.frames_RYXC)
             with self._news:

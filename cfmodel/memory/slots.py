@@ -137,11 +137,19 @@ class SlotMemory:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what ``state_dict`` gave to a memory of the same sizes."""
+        """Restores what ``state_dict`` gave to a memory of the same sizes.
+
+        Raises:
+            ValueError: a state of a version that laid memories out otherwise.
+        """
         self.reset()
-        if state["k"].shape[2] > self.buffers.k.shape[2]:
-            self._reserve(state["frames"])
-        self.buffers.load(state["k"], state["v"])
+        k, v = state["k"], state["v"]
+        if k.ndim != self.buffers.k.ndim:
+            raise ValueError("films in work of an older version; begin the stage anew with --fresh")
+        self._reserve(state["frames"])
+        # Room that an endless memory had beyond what it held is not needed again.
+        held = min(k.shape[2], self.buffers.k.shape[2])
+        self.buffers.load(k[:, :, :held], v[:, :, :held])
         means = state["means"]
         self._means = None if means is None else means.to(self._device)
         self._frames, self._since = state["frames"], state["since"]
@@ -192,7 +200,9 @@ class SlotMemory:
             span=self._span(),
             turned_BKHD=buffers.turned(layer, roomy),
             roomy_v_BKHD=buffers.roomy_v(layer, roomy) if layout.is_free else None,
-            settled=layout.is_free and layout.slots == buffers.sizes.slots,
+            settled=(
+                self._past is not None and layout.is_free and layout.slots == buffers.sizes.slots
+            ),
         )
 
     def _span(self) -> int | None:
@@ -222,6 +232,9 @@ class SlotMemory:
         ]
         if self.config.filling == "dense":
             places += self._filling(range(first, first + size))
+        if self._past is not None and self._past < size:
+            # In so small a window a frame's slot is where another one's values were put as room.
+            frames_v = [v.clone() for v in frames_v]
         self.buffers.put(places, frames_k, frames_v)
         self._promote(chunk, frames_k, frames_v)
         self._frames = first + size

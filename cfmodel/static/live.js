@@ -74,6 +74,7 @@ async function change(run, prompt) {
 function finish(run, text, bad = false) {
   if (run !== now) return;
   now = null;
+  post("stop", { session: run.session }, { keepalive: true }).catch(() => 0);
   run.leave.abort();
   phase("idle");
   say(text, bad);
@@ -81,7 +82,6 @@ function finish(run, text, bad = false) {
 
 function stop() {
   if (!now) return;
-  post("stop", { session: now.session }, { keepalive: true }).catch(() => 0);
   finish(now, `stopped after ${video.currentTime.toFixed(1)} s`);
   video.pause();
 }

@@ -415,6 +415,11 @@ class ContextStream(_InWork):
         if rollout.context == "none":
             raise ValueError("the teacher has to see something: context memory or contiguous")
         self.before = 0 if rollout.context == "memory" else CONTEXT
+        if rollout.history + rollout.opening > 1:
+            raise ValueError(
+                f"shares of targets history={rollout.history} and opening={rollout.opening} are "
+                "more than all of them"
+            )
         if rollout.opening and self.before:
             raise ValueError("a film's opening is no target where 21 latents must come before one")
         if rollout.stream < self.before + TARGET:

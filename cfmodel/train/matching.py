@@ -47,7 +47,8 @@ class Matching:
 
     Args:
         guidance: weight w of ``cond + w (cond - uncond)`` of the teacher; both see the context.
-        opening_guidance: the same where beginnings of films have a teacher of their own.
+        opening_guidance: the same where beginnings of films have a teacher of their own; None is
+            no other.
         negative: text of the latter; the release gives Wan's list of flaws in English here.
         shift: flow shift of the noise levels at which films are scored.
         lr: of the student.
@@ -67,7 +68,7 @@ class Matching:
     guidance: float
     shift: float
     lr: float
-    opening_guidance: float = 0.0
+    opening_guidance: float | None = None
     negative: str = ""
     critic_lr: float
     betas: tuple[float, float] = (0.0, 0.99)
@@ -238,7 +239,8 @@ class MatchingStage:
 
         teacher, seen, guidance = self.teacher, film, numbers.guidance
         if film.opening and self.opener is not None:
-            teacher, guidance = self.opener, numbers.opening_guidance
+            teacher = self.opener
+            guidance = guidance if numbers.opening_guidance is None else numbers.opening_guidance
             seen = Film(film.target, film.text[:, -film.target.shape[1] :])
         empty = self.empty_SE.expand_as(seen.text)
         with self._mixed(self.device.type == "cuda" or numbers.half_teacher):

@@ -110,10 +110,11 @@ class Roller:
         passes = self._passes_of(net)
         with torch.no_grad():
             views = prepare_views(net, memory, self.sizes.frames)
+            bright = views
             if with_grad is not None:
-                # Keys and values are the memory's own, which later chunks overwrite before
-                # activations that are computed again read them in the backward pass.
-                views = [
+                # What the backward pass reads again must stay as it is until then: the clean pass
+                # writes into a view's room, and later chunks over what the memory holds.
+                bright = [
                     view._replace(k_BKHD=view.k_BKHD.clone(), v_BKHD=view.v_BKHD.clone())
                     for view in views
                 ]
@@ -126,7 +127,7 @@ class Roller:
             with torch.set_grad_enabled(mine):
                 words = with_grad if mine and with_grad is not None else text
                 run = passes.flow if mine else passes.recorded_flow
-                v = run(half_traffic(xt), sigma_BF, words, views)
+                v = run(half_traffic(xt), sigma_BF, words, bright if mine else views)
                 x0 = x0_from_v(xt, v.float(), sigma)
         if replay is not None:
             replay.passes.append(Pass(xt, self.flow.sigmas[exit_step], x0))

@@ -53,7 +53,7 @@ def test_exact_choices_change_rounding_alone(compiled, monkeypatch):
 def test_eight_bits_err_by_little(kind):
     right, model = output(nano_model()).v_BFCXY, nano_model()
     quicken(model, Fast(compiled=False, linear=kind))
-    assert isinstance(model.blocks[1].ffn[0], Fp8Linear)
+    assert isinstance(model.get_submodule("blocks.1.ffn.0"), Fp8Linear)
     assert 1e-4 < (output(model).v_BFCXY - right).norm() / right.norm() < 0.05
 
 

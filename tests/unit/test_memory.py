@@ -317,7 +317,54 @@ def test_wrong_chunks_are_refused():
 
 
 def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="at most the 21"):
+        MemoryConfig(attend=24)
     with pytest.raises(ValueError, match="batch=0"):
         memory_of(OURS, 0)
     with pytest.raises(ValueError, match=r"memory\.fast=2"):
         memory_of(MemoryConfig(fast=2))
+
+
+def in_room(memory: SlotMemory, chunk: ChunkKV) -> ChunkKV:
+    """The chunk with its values where a pass puts them: behind those that the memory shows."""
+    size, v = CHUNK * TOKENS, list[torch.Tensor]()
+    for layer, values in enumerate(chunk.v):
+        roomy = memory.view(layer, CHUNK).roomy_v_BKHD
+        v.append(values if roomy is None else roomy[:, -size:].copy_(values))
+    return ChunkKV(chunk.k, tuple(v), chunk.first_frame)
+
+
+@pytest.mark.parametrize("fast", [4, 5, 6, 9])
+@pytest.mark.parametrize("promotion", ["uniform-1", "uniform-2"])
+def test_values_left_in_the_room_reach_their_slots(fast, promotion):
+    """Also where the window is so small that its slots are the room of an earlier frame."""
+    config = MemoryConfig(sink=6, slow=3, fast=fast, promotion=promotion)
+    memory = memory_of(config)
+    for index in range(12):
+        chunk = chunk_kv(index * CHUNK, [0])
+        memory.commit(in_room(memory, chunk))
+        right = fill(config, index + 1)
+        for layer in range(MODEL.layers):
+            found, wanted = memory.view(layer, CHUNK), right.view(layer, CHUNK)
+            assert torch.equal(found.v_BKHD, wanted.v_BKHD)
+            assert torch.equal(found.k_BKHD, wanted.k_BKHD)
+
+
+def test_an_endless_memory_never_settles_and_comes_back():
+    config = MemoryConfig(sink=0, slow=0, fast=None, positions="absolute")
+    memory = memory_of(config)
+    for index in range(5 * GROWTH_CHUNKS // 2):
+        memory.commit(chunk_kv(index * CHUNK, [0]))
+        assert not memory.view(0, CHUNK).settled
+    again = memory_of(config)
+    again.load_state_dict(memory.state_dict())
+    assert torch.equal(again.view(1, CHUNK).v_BKHD, memory.view(1, CHUNK).v_BKHD)
+    assert fill(UNIFORM, 30).view(0, CHUNK).settled
+
+
+def test_a_state_laid_out_otherwise_is_refused():
+    memory = fill(UNIFORM, 12)
+    state = memory.state_dict()
+    old = {**state, "k": state["k"][:, :, None], "v": state["v"][:, :, None]}
+    with pytest.raises(ValueError, match="older version"):
+        memory_of(UNIFORM).load_state_dict(old)

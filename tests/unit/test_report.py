@@ -220,8 +220,25 @@ def test_records_come_back(tmp_path: Path, made: tuple[Path, ReportResult]) -> N
     assert {run.system for run in unpack(tmp_path / "c.parquet", tmp_path / "c").runs()} == {"ours"}
     with pytest.raises(ValueError, match="no films of other"):
         pack(store, tmp_path / "c.parquet", "tiny", ["other"])
+    with pytest.raises(ValueError, match="has records"):
+        unpack(tmp_path / "a.parquet", tmp_path / "again")
     pack(again, tmp_path / "b.parquet", "tiny")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_films_of_several_machines_are_packed_together(
+    tmp_path: Path, made: tuple[Path, ReportResult]
+) -> None:
+    whole = open_store(made[0] / "store")
+    runs = [
+        dataclasses.replace(run, environment={**run.environment, "scored_on": f"gpu {k % 2}"})
+        for k, run in enumerate(current_runs(whole.runs()))
+    ]
+    with open_store(tmp_path / "two", exists=False) as store:
+        store.append("runs", *runs)
+        store.append("scores", *whole.scores())
+    pack(open_store(tmp_path / "two"), tmp_path / "a.parquet", "tiny")
+    assert unpack(tmp_path / "a.parquet", tmp_path / "again").runs() == runs
 
 
 def test_answers_that_are_not_there_are_asked_for(tmp_path: Path) -> None:

@@ -752,6 +752,9 @@ def test_films_end_with_their_opening_or_go_on():
 
 
 def test_shares_that_cannot_be_had_are_refused():
+    plan = Rollout(stream=84, context="memory", history=0.6, opening=0.6)
+    with pytest.raises(ValueError, match="more than all"):
+        ContextStream(_roller(), _texts(chunks=28), plan, histories=Beginnings(2))
     with pytest.raises(ValueError, match="none are given"):
         ContextStream(
             _roller(), _texts(chunks=28), Rollout(stream=84, context="memory", history=0.5)
