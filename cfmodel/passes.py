@@ -21,11 +21,8 @@ KEPT = 2
 class Passes:
     """Runs passes of one model.
 
-    Args:
-        model: the student.
-        recorded: replay passes as CUDA graphs once the memory's views have settled, that is, when
-            all of its slots are held: keys and values of the memory are then read and written
-            where they lie, everything else is copied to where the recording expects it.
+    With ``recorded`` passes are replayed as CUDA graphs once all slots of the memory are held: keys
+    and values are then read and written where they lie, all else is copied to where it is expected.
     """
 
     def __init__(self, model: VideoTransformer, *, recorded: bool = False) -> None:
@@ -47,14 +44,9 @@ class Passes:
         *,
         keep: bool = False,
     ) -> Output:
-        """One pass; what it returns is valid until the next one.
+        """One pass, from views of ``prepare``; what it returns is valid until the next one.
 
-        Args:
-            x_BFCXY: noisy latents.
-            sigma_BF: their noise level.
-            text: of the chunk.
-            views: from ``prepare``.
-            keep: also return keys and values, for the memory.
+        With ``keep`` it returns keys and values too, for the memory.
         """
         if self._recorded and all(view.settled and view.mask is None for view in views):
             tables = [view.query_table for view in views]
