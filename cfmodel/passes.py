@@ -4,6 +4,7 @@ Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Passes:
     def __init__(self, model: VideoTransformer, *, recorded: bool = False) -> None:
         self.model = model
         self._recorded = recorded
-        self._replay = Recorded(self._in_place, active=recorded, most=KEPT)
+        self._replay = Recorded(partial(_in_place, model), active=recorded, most=KEPT)
 
     def prepare(self, memory: Memory, frames: int, *, clean: bool = False) -> list[PreparedView]:
         """Every layer's view of the memory, made ready for the passes of one chunk."""
@@ -63,17 +64,18 @@ class Passes:
         assert found is not None, "asked for"
         return found
 
-    def _in_place(
-        self,
-        x_BFCXY: Tensor,
-        sigma_BF: Tensor,
-        text: TextKV,
-        tables: Sequence[RotaryTable],
-        places: Sequence[tuple[Fixed, Fixed]],
-        keep: bool,
-    ) -> Output:
-        views = [
-            PreparedView(k.tensor, v.tensor, table, None)
-            for table, (k, v) in zip(tables, places, strict=True)
-        ]
-        return self.model(x_BFCXY, sigma_BF, text, context=views, return_kv=keep)
+
+def _in_place(
+    model: VideoTransformer,
+    x_BFCXY: Tensor,
+    sigma_BF: Tensor,
+    text: TextKV,
+    tables: Sequence[RotaryTable],
+    places: Sequence[tuple[Fixed, Fixed]],
+    keep: bool,
+) -> Output:
+    views = [
+        PreparedView(k.tensor, v.tensor, table, None)
+        for table, (k, v) in zip(tables, places, strict=True)
+    ]
+    return model(x_BFCXY, sigma_BF, text, context=views, return_kv=keep)
