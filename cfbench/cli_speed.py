@@ -88,9 +88,7 @@ def generate(
     attention: Annotated[
         str, typer.Option(help="of our generator: auto, sdpa, cudnn or flash")
     ] = "auto",
-    systems: Annotated[
-        str, typer.Option(help="comma-separated, as in ours/auto,self-forcing; all if absent")
-    ] = "",
+    systems: Annotated[str, typer.Option(help="as in ours/auto,self-forcing; all if absent")] = "",
     self_forcing: Annotated[
         Path | None, typer.Option(help="checkout of guandeh17/Self-Forcing")
     ] = None,

@@ -4,6 +4,7 @@ Dims: B batch, F frames of a chunk, C latent channels, X rows and Y columns of a
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,17 +22,14 @@ KEPT = 2
 class Passes:
     """Runs passes of one model.
 
-    Args:
-        model: the student.
-        recorded: replay passes as CUDA graphs once the memory's views have settled, that is, when
-            all of its slots are held: keys and values of the memory are then read and written
-            where they lie, everything else is copied to where the recording expects it.
+    With ``recorded`` passes are replayed as CUDA graphs once all slots of the memory are held: keys
+    and values are then read and written where they lie, all else is copied to where it is expected.
     """
 
     def __init__(self, model: VideoTransformer, *, recorded: bool = False) -> None:
         self.model = model
         self._recorded = recorded
-        self._replay = Recorded(self._in_place, active=recorded, most=KEPT)
+        self._replay = Recorded(partial(_in_place, model), active=recorded, most=KEPT)
 
     def prepare(self, memory: Memory, frames: int, *, clean: bool = False) -> list[PreparedView]:
         """Every layer's view of the memory, made ready for the passes of one chunk."""
@@ -47,14 +45,9 @@ class Passes:
         *,
         keep: bool = False,
     ) -> Output:
-        """One pass; what it returns is valid until the next one.
+        """One pass, from views of ``prepare``; what it returns is valid until the next one.
 
-        Args:
-            x_BFCXY: noisy latents.
-            sigma_BF: their noise level.
-            text: of the chunk.
-            views: from ``prepare``.
-            keep: also return keys and values, for the memory.
+        With ``keep`` it returns keys and values too, for the memory.
         """
         if self._recorded and all(view.settled and view.mask is None for view in views):
             tables = [view.query_table for view in views]
@@ -71,17 +64,18 @@ class Passes:
         assert found is not None, "asked for"
         return found
 
-    def _in_place(
-        self,
-        x_BFCXY: Tensor,
-        sigma_BF: Tensor,
-        text: TextKV,
-        tables: Sequence[RotaryTable],
-        places: Sequence[tuple[Fixed, Fixed]],
-        keep: bool,
-    ) -> Output:
-        views = [
-            PreparedView(k.tensor, v.tensor, table, None)
-            for table, (k, v) in zip(tables, places, strict=True)
-        ]
-        return self.model(x_BFCXY, sigma_BF, text, context=views, return_kv=keep)
+
+def _in_place(
+    model: VideoTransformer,
+    x_BFCXY: Tensor,
+    sigma_BF: Tensor,
+    text: TextKV,
+    tables: Sequence[RotaryTable],
+    places: Sequence[tuple[Fixed, Fixed]],
+    keep: bool,
+) -> Output:
+    views = [
+        PreparedView(k.tensor, v.tensor, table, None)
+        for table, (k, v) in zip(tables, places, strict=True)
+    ]
+    return model(x_BFCXY, sigma_BF, text, context=views, return_kv=keep)

@@ -70,14 +70,7 @@ def commit_chunk(
     views: Sequence[PreparedView],
 ) -> None:
     """The clean pass of a finished chunk, and its keys and values into the memory."""
-    take_in(memory, clean_pass(model, x0_BFCXY, text, views))
-
-
-def clean_pass(
-    model: VideoTransformer, x0_BFCXY: Tensor, text: TextKV, views: Sequence[PreparedView]
-) -> list[tuple[Tensor, Tensor]]:
-    """Every layer's un-rotated keys, and values, of a finished chunk, at noise level 0."""
-    return Passes(model).clean(x0_BFCXY, text, views)
+    take_in(memory, Passes(model).clean(x0_BFCXY, text, views))
 
 
 def take_in(memory: Memory, kv: Sequence[tuple[Tensor, Tensor]]) -> None:

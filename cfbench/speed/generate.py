@@ -45,15 +45,9 @@ ROUND_S = 1.6
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is timed.
+    """How much is timed: turns of so many chunks, the first not counted, of each system.
 
-    Args:
-        systems: names, as in ``LABELS``.
-        rounds: turns that each system has.
-        burst: chunks of a turn, of which the first is not counted.
-        chunks: of which the decoder's times are taken.
-        decoder: whether it is timed at all.
-        minutes: after which nothing new is begun; 0 is never.
+    ``chunks`` are the decoder's, if it is timed at all; after ``minutes`` nothing new is begun.
     """
 
     systems: tuple[str, ...] = SYSTEMS

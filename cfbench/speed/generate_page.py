@@ -102,7 +102,7 @@ def draw(results: Mapping[str, Any], label: str, to: Path) -> None:
 
 
 def put(results: Path, label: str) -> list[Path]:
-    """Writes the page and the picture beside a file of results."""
+    """Writes page and picture beside a file of results."""
     tree = json.loads(results.read_text(encoding="utf-8"))
     text, picture = results.with_suffix(".md"), results.with_suffix(".png")
     write_atomic(text, page(tree).encode())

@@ -195,7 +195,7 @@ def _best() -> Attention:
 
 
 def _flash_works() -> bool:
-    """Whether flash-attn-4, a beta with changing signatures, gives what PyTorch's own gives."""
+    """Whether flash-attn-4, whose signatures change, gives what PyTorch's own gives."""
     generator = torch.Generator("cuda").manual_seed(0)
     shape = (1, 256, 2, 128)
     q, k, v = (

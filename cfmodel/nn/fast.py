@@ -23,7 +23,6 @@ Linear = Literal["exact", "fp8", "fp8-tensor"]
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
 TINY = 1e-12
-"""Below it the largest number of a row counts as zero."""
 WIDE = 1024
 """From this width on compiling pays: a narrower model is done before the compiler is."""
 
@@ -34,12 +33,11 @@ class Fast:
 
     Args:
         joined: one matrix product for queries, keys and values.
-        compiled: one program for each part of a block between its attentions; takes a while at
-            first use.
+        compiled: one program for each part of a block between its attentions.
         gelu: the MLP's activation in the epilogue of its matrix product.
         recorded: passes replayed as CUDA graphs once the memory is full.
-        linear: ``exact``, or blocks' linear layers in eight bits: a scale for each token and each
-            output (``fp8``), or one for each tensor (``fp8-tensor``). These change films.
+        linear: ``exact``, or blocks' layers in eight bits with a scale a token and output
+            (``fp8``) or a tensor (``fp8-tensor``), which changes films.
     """
 
     joined: bool = True

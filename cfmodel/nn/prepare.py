@@ -47,13 +47,9 @@ class Preparer:
     def views(self, views: Sequence[KVView], form: Form) -> list[PreparedView]:
         """Every layer's view made ready. Layers that share position tensors share what is made.
 
-        Args:
-            views: what the memory lets each layer read.
-            form: of masks.
-
         Raises:
             ValueError: keys and positions of a view disagree in number, or pooled frames with a
-                mask of blocks.
+                ``form`` of masks that has none for them.
         """
         tables: dict[int, RotaryTable] = {}
         rows: dict[int, list[tuple[RotaryTable, Tensor]]] = {}

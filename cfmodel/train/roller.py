@@ -3,7 +3,6 @@
 Dims: B films, F latent frames, C latent channels, X rows and Y columns of a latent.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from cfmodel.flow import FewStep, add_noise, x0_from_v
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import PreparedView
 from cfmodel.nn.transformer import TextKV
+from cfmodel.passes import Passes
 from cfmodel.recorded import Recorded
-from cfmodel.rollout import clean_pass, prepare_views, take_in
+from cfmodel.rollout import prepare_views, take_in
 from cfmodel.train.draws import Draws
 from cfmodel.train.flow_stages import half_traffic
 from cfmodel.train.replay import Pass, Replay
@@ -38,7 +38,7 @@ class _Passes:
     def __init__(self, net: Any, recorded: bool) -> None:
         self.net = net
         self.recorded_flow = Recorded(self.flow, active=recorded)
-        self.recorded_kv = Recorded(functools.partial(clean_pass, net), active=recorded)
+        self.recorded_kv = Recorded(Passes(net).clean, active=recorded)
 
     def flow(self, xt: Tensor, sigma_BF: Tensor, text: TextKV, views: list[PreparedView]) -> Tensor:
         return self.net(xt, sigma_BF, text, context=views).v_BFCXY

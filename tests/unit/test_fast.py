@@ -8,9 +8,8 @@ import torch
 
 from cfmodel import presets
 from cfmodel.config import MemoryConfig, from_json
-from cfmodel.memory.buffers import pooled
 from cfmodel.memory.slots import SlotMemory
-from cfmodel.nn.attention import ChunkKV, cudnn, sdpa
+from cfmodel.nn.attention import ChunkKV
 from cfmodel.nn.fast import Fast, Fp8Linear, fast_of, quicken
 from cfmodel.nn.rope import rotary_table, rotate
 from cfmodel.passes import Passes
@@ -103,7 +102,6 @@ def test_pooled_slow_memory_holds_means_in_their_middle():
     # Channel 8 is the first of rows, 16 of columns, both of frequency 1.
     torch.testing.assert_close(cos[:, 0, 0, 8], torch.tensor([0.5, 2.5, 4.0]).cos())
     torch.testing.assert_close(cos[0, :, 0, 16], torch.tensor([0.5, 2.5, 4.5, 6.5]).cos())
-    assert pooled(seeded(1, 40, 2, 24), (5, 8), 1).shape[1] == 40
 
 
 def test_a_pooled_preset_has_a_key_of_its_own_and_reads_old_records():
@@ -114,11 +112,6 @@ def test_a_pooled_preset_has_a_key_of_its_own_and_reads_old_records():
     assert from_json(row.to_json()) == row
     with pytest.raises(ValueError, match=r"memory\.pool=2"):
         MemoryConfig(fast=None, positions="absolute", pool=2)
-
-
-def test_cudnn_is_sdpa_where_there_is_none():
-    q, k = seeded(1, 6, 2, 24), seeded(1, 9, 2, 24, seed=1)
-    torch.testing.assert_close(cudnn(q, k, k, None), sdpa(q, k, k, None))
 
 
 def test_a_tensor_in_its_place_is_equal_to_another_there():

@@ -30,8 +30,7 @@ class Maker(Protocol):
 def work_of(experiment: Experiment, keys: int) -> dict[str, float]:
     """FLOP of a chunk whose tokens attend to ``keys`` tokens, their own among them.
 
-    A multiplication with an addition counts as two; embeddings and head, below a hundredth, are
-    left out.
+    Embeddings and head, below a hundredth, are left out.
     """
     model, geometry = experiment.model, experiment.geometry
     passes = len(experiment.sample.steps) + 1

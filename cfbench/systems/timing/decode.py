@@ -1,4 +1,4 @@
-"""The decoder alone, and films from prompt to frames with decoding beside the generator."""
+"""The decoder alone, and films with decoding beside the generator."""
 
 import time
 from statistics import median
@@ -26,7 +26,7 @@ def codec_of(experiment: Experiment, device: torch.device, *, compiled: bool) ->
 
 
 def alone(experiment: Experiment, codec: Codec, device: torch.device, chunks: int) -> Any:
-    """Times of single chunks in mid-film, milliseconds, and memory beyond the weights."""
+    """Milliseconds of single chunks in mid-film, and memory beyond the weights."""
     geometry = experiment.geometry
     generator = torch.Generator(device).manual_seed(seed_for("speed", "latents"))
     size = (1, geometry.chunk, experiment.model.latent_channels, *geometry.latent_size)

@@ -104,7 +104,7 @@ def linear_ms(experiment: Experiment, device: torch.device) -> dict[str, float]:
 
 
 def _eight(layer: nn.Linear, x_LE: Tensor, by_row: bool) -> Callable[[], Tensor]:
-    """The eight-bit product alone: its inputs have been made."""
+    """The eight-bit product of inputs that have been made."""
     small, dtype = Fp8Linear(layer, by_row), x_LE.dtype
     numbers, scale = to_fp8(x_LE, by_row)
     return lambda: small.multiply(numbers, scale, dtype)

@@ -47,7 +47,7 @@ def choices(words: str) -> Fast:
 def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
     """Commits random keys and values, of which each candidate is surprising.
 
-    Numbers are drawn as bfloat16 holds them, so that memories of any dtype hold the same.
+    bfloat16 can hold them, so that memories of any dtype hold the same.
     """
     sizes, held = memory.buffers.sizes, memory.buffers.k
     shape = (sizes.batch, memory.geometry.chunk * sizes.tokens, *sizes.head)

@@ -136,10 +136,7 @@ def _taken_out() -> dict[str, ModuleType]:
 
 
 class Theirs:
-    """A peer in steady state: its cache is full, and each chunk moves its window.
-
-    With ``compiled`` the whole forward is under the compiler, and breaks as it may.
-    """
+    """A peer in steady state: its cache is full, and each chunk moves its window."""
 
     def __init__(
         self,
@@ -212,7 +209,7 @@ class Theirs:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """The next chunk's latents, and its clean pass."""
+        """The next chunk's latents."""
         geometry = self._geometry
         size = (1, geometry.chunk, self._config.latent_channels, *geometry.latent_size)
         x0 = self._drawn(*size)

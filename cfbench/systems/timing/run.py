@@ -97,9 +97,9 @@ def kernel_times(bench: Bench) -> dict[str, Any]:
 
 
 def references(bench: Bench, systems: Sequence[str]) -> dict[str, Tensor]:
-    """First chunks in float32, by preset row or peer, before anything else takes memory.
+    """First chunks in float32, by preset row or peer; what fails is left out.
 
-    A peer without a checkout is left out, as is what fails: the system itself will tell why.
+    The system itself will tell why.
     """
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(subject(system) for system in systems):
@@ -206,6 +206,7 @@ def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[
     held: dict[str, Any] = {}
 
     def alone() -> dict[str, Any]:
+        tidy(bench.device)
         held["codec"] = decode.codec_of(bench.ours, bench.device, compiled=compiled)
         return decode.alone(bench.ours, held["codec"], bench.device, chunks)
 
