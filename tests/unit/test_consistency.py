@@ -148,7 +148,7 @@ def test_films_of_two_folders_are_two_groups(tmp_path: Path) -> None:
 
 def test_dinov2_and_clip_come_from_a_folder_of_pinned_weights(tmp_path: Path) -> None:
     folder = write_weights(tmp_path / "weights")
-    (folder / FILES["dinov2"]).parent.mkdir()
+    (folder / FILES["dinov2"]).parent.mkdir(exist_ok=True)
     # DINO's layout is DINOv2's without the scales of its shortcuts.
     shutil.copy(folder / FILES["dino"], folder / FILES["dinov2"])
     known = spaces.load(f"reference:{folder}")

@@ -24,7 +24,7 @@ DRAWS = {
 } | {f"torch.{name}_like" for name in ("rand", "randn", "randint")}
 BROAD = {"Exception", "BaseException"}
 NUMPY_GENERATORS = {"default_rng", "Generator", "SeedSequence", "PCG64", "Philox"}
-ENVIRONMENT_READERS = {"cli.py", "devices.py", "upstream.py"}
+ENVIRONMENT_READERS = {"cli.py", "devices.py", "provenance.py", "upstream.py"}
 REGISTRATION = {"add_typer", "command", "callback"}
 
 Rule = Callable[[Path, ast.Module], Iterator[int]]
