@@ -33,21 +33,17 @@ SPARSE = 160
 
 
 class _Free(nn.Module):
-    """In a network's place: an answer of the right form that costs nothing.
-
-    Frames and flows are the first ones asked for, laid out in memory as a network's are.
-    """
+    """In a network's place: an answer of the right form that costs nothing."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
-        self._known: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, *given: Tensor) -> Tensor:
         """Of one batch, or of the two ends of pairs."""
         x = given[0]
         if self._name == "amt":
-            return self._first(x)
+            return x
         if self._name == "musiq":
             return x[:, 0, 0, 0]
         return x[:, :1] if self._name == "aesthetic" else x[:, :, 0, :4].flatten(1)
@@ -58,13 +54,7 @@ class _Free(nn.Module):
 
     def flow(self, images: Tensor, *_: Tensor) -> Tensor:
         """RAFT's."""
-        return self._first(images[:, :2])
-
-    def _first(self, x: Tensor) -> Tensor:
-        key = tuple(x.shape)
-        if key not in self._known:
-            self._known[key] = x.contiguous()
-        return self._known[key]
+        return images[:, :2]
 
 
 class _Sparse(nn.Module):
