@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cfmodel.config import Attention, Experiment, seed_for
 from cfmodel.io.codec import Codec, WanCodec, random_codec
-from cfmodel.io.weights import write_atomic
+from cfmodel.io.weights import fill, write_atomic
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.fast import Fast
 from cfmodel.nn.transformer import VideoTransformer
@@ -92,11 +92,10 @@ def random_student(
         model = VideoTransformer(experiment.model, experiment.geometry, attend)
     model.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed_for("speed", "student"))
-    for name, value in model.state_dict().items():
-        if value.ndim > 1:
-            value.normal_(generator=generator).mul_((value.numel() / value.shape[0]) ** -0.5)
-        else:
-            value.fill_(0.0 if name.endswith("bias") else 1.0)
+    fill(
+        model.state_dict().items(),
+        lambda _, value: torch.empty_like(value).normal_(generator=generator),
+    )
     return model.eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfbench import provenance
-from cfbench.errors import CfError
+from cfbench.speed import machines
 from cfbench.store import now, write_atomic
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Book:
 
     def __init__(self, path: Path, label: str, minutes: float) -> None:
         self._path, self._end = path, time.monotonic() + (minutes * 60 or NO_LIMIT_S)
-        self.tree = read(path)
+        self.tree = machines.read(path)
         empty: dict[str, Any] = {"systems": {}, "failed": {}}
         self.entry: dict[str, Any] = self.tree["machines"].setdefault(label, empty)
 
@@ -109,20 +109,6 @@ class Book:
             if found is not None:
                 self.entry[name] = found
             self.save()
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The file of results; empty if there is none.
-
-    Raises:
-        CfError: it is damaged.
-    """
-    if not path.exists():
-        return {"machines": {}}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CfError(f"{path} is damaged ({error}); restore or delete it") from error
 
 
 def measure(bench: "Bench", plan: Plan, to: Path, label: str) -> dict[str, Any]:
@@ -198,8 +184,10 @@ def summary(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(name: str, record: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     ms = statistics.median(record["samples_ms"])
-    geometry = entry.get("machine", {}).get("experiment", {}).get("geometry", {})
-    frames = geometry.get("chunk", 3) * geometry.get("vae_stride", (4,))[0]
+    frames = None
+    if "machine" in entry:
+        geometry = entry["machine"]["experiment"]["geometry"]
+        frames = geometry["chunk"] * geometry["vae_stride"][0]
     row, _, words = name.partition("/")
     kind = f"{row} fp8" if "fp8" in words else row
     floors = entry.get("kernels", {}).get("floor_ms", {})
@@ -210,7 +198,7 @@ def _row(name: str, record: Mapping[str, Any], entry: Mapping[str, Any]) -> dict
         "least_ms": min(record["samples_ms"]),
         "most_ms": max(record["samples_ms"]),
         "chunks": len(record["samples_ms"]),
-        "frames_per_s": 1000 * frames / ms,
+        "frames_per_s": None if frames is None else 1000 * frames / ms,
         "tflop_per_s": record["work"]["total"] / ms / 1e9,
         "floor_ms": floor,
         "floor_share": None if floor is None else floor / ms,

@@ -1,10 +1,12 @@
 """The tables and the picture of ``results/speed/generate.json``."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cfbench.plots import BLUE, GREY, VERMILION, figure
+from cfbench.speed import machines
+from cfbench.speed.generate import summary
 from cfbench.store import write_atomic
 
 UNKNOWN = "\u2013"
@@ -20,7 +22,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _machine(label: str, entry: Mapping[str, Any]) -> str:
-    found, machine = entry["summary"], entry.get("machine", {})
+    found, machine = summary(entry), entry.get("machine", {})
     rows = sorted(found["systems"].values(), key=lambda row: row["ms"])
     about = f"**{label}**: {machine.get('device', '?')}, torch {machine.get('torch', '?')}"
     if "cudnn" in machine:
@@ -50,7 +52,7 @@ def _row(row: Mapping[str, Any]) -> str:
         row["label"] + ("" if row["attention"] == "cudnn" else f" ({row['attention']})"),
         f"{row['ms']:.1f}",
         f"{row['least_ms']:.1f} to {row['most_ms']:.1f}",
-        f"{row['frames_per_s']:.1f}",
+        _number(row["frames_per_s"], "{:.1f}"),
         f"{row['tflop_per_s']:.0f}",
         _number(row["floor_share"], "{:.0%}"),
         _number(row["error"], "{:.1e}"),
@@ -75,36 +77,30 @@ def _floors(entry: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any], label: str, to: Path) -> None:
     """A bar a system of the machine called ``label``, with the floor of each as a mark."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     entry = results["machines"][label]
-    rows = sorted(entry["summary"]["systems"].values(), key=lambda row: -row["ms"])
-    figure = Figure(figsize=(8, 0.9 + 0.42 * max(1, len(rows))), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    names = [row["label"] for row in rows]
-    colours = ["#2a6f97" if name.startswith("ours") else "#adb5bd" for name in names]
-    bars = axes.barh(names, [row["ms"] for row in rows], color=colours)
-    axes.bar_label(bars, [f"{row['ms']:.0f}" for row in rows], padding=4)
-    marked: Sequence[tuple[int, float]] = [
-        (k, row["floor_ms"]) for k, row in enumerate(rows) if row["floor_ms"] is not None
-    ]
-    if marked:
-        axes.plot(
-            [ms for _, ms in marked], [k for k, _ in marked], "|", color="#d00000", markersize=14,
-            label="attention and matrix products alone",
-        )  # fmt: skip
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
-    axes.set_xlabel(f"ms a chunk ({entry.get('machine', {}).get('device', label)})")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(to, dpi=160)
+    rows = sorted(summary(entry)["systems"].values(), key=lambda row: -row["ms"])
+    size = (6.5, 0.9 + 0.34 * max(1, len(rows)))
+    with figure(to, 1, 1, size) as (_, [axes]):
+        names = [row["label"] for row in rows]
+        colours = [BLUE if name.startswith("ours") else GREY for name in names]
+        bars = axes.barh(names, [row["ms"] for row in rows], color=colours)
+        axes.bar_label(bars, [f"{row['ms']:.0f}" for row in rows], padding=4)
+        marked: Sequence[tuple[int, float]] = [
+            (k, row["floor_ms"]) for k, row in enumerate(rows) if row["floor_ms"] is not None
+        ]
+        if marked:
+            axes.plot(
+                [ms for _, ms in marked], [k for k, _ in marked], "|", color=VERMILION,
+                markersize=14, label="attention and matrix products alone",
+            )  # fmt: skip
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
+        axes.set_xlabel(f"ms a chunk ({entry.get('machine', {}).get('device', label)})")
 
 
 def put(results: Path, label: str) -> list[Path]:
-    """Writes page and picture beside a file of results."""
-    tree = json.loads(results.read_text(encoding="utf-8"))
-    text, picture = results.with_suffix(".md"), results.with_suffix(".png")
+    """Writes page and picture (PNG and PDF) beside a file of results."""
+    tree = machines.read(results)
+    text = results.with_suffix(".md")
     write_atomic(text, page(tree).encode())
-    draw(tree, label, picture)
-    return [text, picture]
+    draw(tree, label, results)
+    return [text, results.with_suffix(".png"), results.with_suffix(".pdf")]

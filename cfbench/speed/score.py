@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from cfbench import provenance
 from cfbench.aggregate import QUALITY
 from cfbench.errors import INCOMPLETE, CfError
-from cfbench.speed import films, upstream
+from cfbench.speed import films, machines, upstream
 from cfbench.store import now, write_atomic
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def measure(setting: Setting, to: Path, minutes: float) -> dict[str, Any]:
     weights = _weights(setting.work / "weights")
     todo = list(pieces(setting))
     for piece in todo:
-        tree = _read(to)
+        tree = machines.read(to)
         entry = _entry(tree, setting)
         done: dict[str, Any] = entry["pieces"]
         if piece.name in done:
@@ -142,7 +142,7 @@ def measure(setting: Setting, to: Path, minutes: float) -> dict[str, Any]:
         done[piece.name] = {**told, "at": now(), "commit": provenance.revision()["commit"][:12]}
         entry["summary"] = summary(done)
         write_atomic(to, (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode())
-    return _read(to)["machines"][setting.label]["summary"]
+    return machines.read(to)["machines"][setting.label]["summary"]
 
 
 def _taken(setting: Setting, piece: Piece, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
@@ -178,15 +178,6 @@ def _weights(folder: Path) -> Path:
     return folder
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {"machines": {}}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CfError(f"{path} is damaged ({error}); restore or delete it") from error
-
-
 def _entry(tree: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """The machine's part of the file; another setting under its label is refused."""
     entry = tree["machines"].setdefault(
@@ -214,7 +205,7 @@ def merged(source: Path, to: Path) -> list[str]:
     """
     if not source.is_file():
         raise CfError(f"no file {source}; name what cfbench speed score wrote")
-    tree, more = _read(to), _read(source)["machines"]
+    tree, more = machines.read(to), machines.read(source)["machines"]
     tree["machines"].update(more)
     write_atomic(to, (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode())
     return sorted(more)

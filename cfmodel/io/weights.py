@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -204,14 +204,28 @@ def randomize(module: nn.Module, name: str, seed: int = 0) -> str:
 
     Unlike a training start, no layer is zero, so that every input changes the output.
     """
-    for key, value in module.state_dict().items():
+
+    def draw(key: str, value: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_for("random-weights", name, seed, key))
+        return torch.randn(value.shape, generator=generator)
+
+    fill(module.state_dict().items(), draw)
+    return tensors_sha256(module.state_dict())
+
+
+@torch.no_grad()
+def fill(weights: Iterable[tuple[str, Tensor]], draw: Callable[[str, Tensor], Tensor]) -> None:
+    """Random matrices as large as their number of inputs asks for, no bias, gains of one.
+
+    Args:
+        weights: by name.
+        draw: unit Gaussian numbers of the shape of a weight, given its name and the weight.
+    """
+    for key, value in weights:
         if value.ndim > 1:
-            generator = torch.Generator().manual_seed(seed_for("random-weights", name, seed, key))
-            drawn = torch.randn(value.shape, generator=generator)
-            value.copy_(drawn * (value.numel() / value.shape[0]) ** -0.5)
+            value.copy_(draw(key, value) * (value.numel() / value.shape[0]) ** -0.5)
         else:
             value.fill_(0.0 if key.endswith("bias") else 1.0)
-    return tensors_sha256(module.state_dict())
 
 
 def assets() -> Path:

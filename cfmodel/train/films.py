@@ -20,6 +20,8 @@ from cfmodel.train.roller import Roller
 from cfmodel.train.texts import Texts
 
 Context = Literal["none", "contiguous", "memory"]
+Kind = Literal["history", "opening", "whole"]
+"""Of films in work: begun with rendered latents, ending with their opening, or neither."""
 BEFORE: Mapping[Context, int] = {"none": 0, "contiguous": CONTEXT, "memory": SINK + LOCAL}
 """Latents that come before a target at least."""
 
@@ -464,27 +466,28 @@ class ContextStream(_InWork):
 
     def _start(self, net: Any) -> None:
         """New films, with what comes before their first target."""
-        plan = self.rollout
-        shares = torch.tensor(self.kinds())
-        kind = 2  # without a draw where there is one kind alone
+        plan, kinds = self.rollout, self.kinds()
+        kind: Kind = "whole"  # without a draw where there is one kind alone
         if plan.history or plan.opening:
-            kind = int(torch.multinomial(shares, 1, generator=self.choice))
-        if kind == 0 and self.histories is not None:
+            often = torch.tensor(list(kinds.values()))
+            kind = list(kinds)[int(torch.multinomial(often, 1, generator=self.choice))]
+        if kind == "history" and self.histories is not None:
             self._take_up(net, self.histories)
             return
         self._begin()
-        self._end = TARGET if kind == 1 else plan.stream
+        self._end = TARGET if kind == "opening" else plan.stream
         if self.before:
             self._go_on(net, self._words(net, self.before))
 
-    def kinds(self) -> tuple[float, float, float]:
+    def kinds(self) -> dict[Kind, float]:
         """How often films begin with histories, end with their opening, or are neither.
 
         In proportion; by the shares of targets wanted of them.
         """
         plan = self.rollout
         whole = (1 - plan.history - plan.opening) / ((plan.stream - self.before) // TARGET)
-        return plan.history / (plan.after // TARGET), plan.opening, whole
+        given = plan.history / (plan.after // TARGET)
+        return {"history": given, "opening": plan.opening, "whole": whole}
 
     def _take_up(self, net: Any, histories: Histories) -> None:
         """New films that begin with histories."""

@@ -11,14 +11,12 @@ from cfmodel.presets import preset
 from tests.helpers.study import chromium
 
 pytest.importorskip("fastapi")
-sync_api = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="no chromium on this machine"),
 ]
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 WAIT_MS = 60_000
 AWAY = "A red cube hops on grass under a clear sky. The camera pans away to the left."
 SPREAD = """() => {
@@ -33,14 +31,6 @@ SPREAD = """() => {
 def address():
     with served(load(preset("tiny"), device="cpu")) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as play:
-        one = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        yield one
-        one.close()
 
 
 @pytest.fixture

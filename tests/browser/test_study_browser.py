@@ -15,17 +15,12 @@ from cfbench.study.raters import digest
 from tests.helpers.study import chromium, served, study_folder
 
 pytest.importorskip("gradio")
-sync_api = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="no chromium on this machine"),
 ]
 
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
 WAIT_MS = 60_000
 SECRETS = re.compile(
     r"longlive|infinity|baseline|comparison|\"ours\"|/study/media|preset|obvious", re.IGNORECASE
@@ -37,14 +32,6 @@ SLOW = {"offline": False, "latency": 400, "downloadThroughput": 40_000, "uploadT
 def server(tmp_path_factory):
     with served(study_folder(tmp_path_factory.mktemp("study"))) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as play:
-        one = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        yield one
-        one.close()
 
 
 @pytest.fixture

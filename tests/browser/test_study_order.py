@@ -11,14 +11,12 @@ from cfbench.study.export import open_votes, votes
 from tests.helpers.study import chromium, served, study_folder
 
 pytest.importorskip("gradio")
-sync_api = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="no chromium on this machine"),
 ]
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 LEFT, RIGHT = 0, 2
 """Places of these answers among a question's buttons."""
 
@@ -30,19 +28,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any, None, Non
 
 
 @pytest.fixture
-def page(server: Any) -> Generator[Any, None, None]:
+def page(server: Any, browser: Any) -> Generator[Any, None, None]:
     """A rater's page at its first pair."""
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        one = browser.new_page(viewport={"width": 1280, "height": 800})
-        one.goto(server.address)
-        one.check("#study-agree")
-        one.click("#study-begin")
-        for _ in range(2):
-            one.click("#study-training-next")
-        one.wait_for_selector("#study-pair:not([hidden])")
-        yield one
-        browser.close()
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    one = context.new_page()
+    one.goto(server.address)
+    one.check("#study-agree")
+    one.click("#study-begin")
+    for _ in range(2):
+        one.click("#study-training-next")
+    one.wait_for_selector("#study-pair:not([hidden])")
+    yield one
+    context.close()
 
 
 def choose(page: Any, question: int, place: int) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from cfbench.errors import CfError
-from cfbench.speed import generate, generate_page
+from cfbench.speed import generate, generate_page, machines
 from cfbench.systems.timing import base, ours, run
 
 FILES = {
@@ -65,11 +65,11 @@ def test_what_fails_is_told_and_the_same_command_goes_on(bench, tmp_path):
     generate.measure(bench, plan, to, "here")
     assert json.loads(to.read_text())["machines"]["here"]["systems"]["ours/off"] == before
     files = generate_page.put(to, "here")
-    assert [path.suffix for path in files] == [".md", ".png"]
+    assert [path.suffix for path in files] == [".md", ".png", ".pdf"]
     assert "| ours, eager (sdpa) |" in files[0].read_text(encoding="utf-8")
     to.write_text("{", encoding="utf-8")
     with pytest.raises(CfError, match="damaged"):
-        generate.read(to)
+        machines.read(to)
 
 
 def test_no_part_begins_after_the_time(bench, tmp_path):

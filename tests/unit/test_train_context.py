@@ -737,8 +737,12 @@ def test_shares_of_targets(history, opening):
     given, texts = Beginnings(2), _texts(chunks=28)
     plan = Rollout(stream=84, context="memory", history=history, opening=opening, after=2 * TARGET)
     kinds = ContextStream(_roller(), texts, plan, histories=given).kinds()
-    targets = [often * count for often, count in zip(kinds, (2, 1, 4), strict=True)]
-    assert targets == pytest.approx([history, opening, 1 - history - opening])
+    targets = {
+        kind: kinds[kind] * count
+        for kind, count in {"history": 2, "opening": 1, "whole": 4}.items()
+    }
+    wanted = {"history": history, "opening": opening, "whole": 1 - history - opening}
+    assert targets == pytest.approx(wanted)
 
 
 def test_films_end_with_their_opening_or_go_on():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cfbench.errors import CfError
 from cfmodel.config import Experiment, seed_for
+from cfmodel.io.weights import fill
 from cfmodel.nn.attention import cudnn, sdpa
 
 TIMESTEPS = 1000
@@ -186,13 +187,12 @@ class Theirs:
                 num_layers=config.layers, local_attn_size=peer.window, sink_size=peer.sink,
                 eps=config.eps,
             )  # fmt: skip
-        for name, value in model.named_parameters():
-            if value.ndim > 1:
-                drawn = self._drawn(*value.shape, dtype=torch.float32)
-                value.copy_(drawn.mul_((value.numel() / value.shape[0]) ** -0.5).bfloat16())
-            else:
-                value.fill_(0.0 if name.endswith("bias") else 1.0)
-        return model.to(self._dtype).eval().requires_grad_(False)
+        fill(
+            model.named_parameters(),
+            lambda _, value: self._drawn(*value.shape, dtype=torch.float32),
+        )
+        # Of any dtype the weights are such as bfloat16 can hold.
+        return model.bfloat16().to(self._dtype).eval().requires_grad_(False)
 
     def _drawn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         drawn = torch.randn(shape, generator=self._generator, device=self._device)
