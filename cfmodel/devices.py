@@ -4,6 +4,7 @@ One process needs no launcher. Under ``torchrun`` every process calls ``joined``
 afterwards learns its rank from ``world``.
 """
 
+import gc
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -65,6 +66,9 @@ def joined(device: torch.device) -> Generator[torch.device]:
     try:
         yield device
     finally:
+        # Networks spread over the processes, of which cycles may hold some, go before the group:
+        # freed by an interpreter that ends, they abort it now and then.
+        gc.collect()
         dist.destroy_process_group()
 
 
