@@ -1,6 +1,7 @@
 """Distribution matching on a student's own films: stages ``dmd``, ``cdmd`` and ``streaming``.
 
-They differ in how films are rolled out and in what the teacher sees (``cfmodel.train.films``).
+They differ in how films are rolled out and in what the teacher sees (``cfmodel.train.films``,
+``cfmodel.train.streams``).
 
 Dims: B films, F latent frames, S text tokens, E text width.
 """

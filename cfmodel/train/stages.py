@@ -15,7 +15,7 @@ from cfmodel.train.codec import CodecStage
 from cfmodel.train.data import SCRIPT_CHUNKS, TARGET
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import ContextStream, Films, FreshFilms, Rollout, StreamingFilms
+from cfmodel.train.films import Films, FreshFilms, Rollout
 from cfmodel.train.flow_stages import Bidirectional, FlowStage, Objective
 from cfmodel.train.forcing import MemoryForcing, TeacherForcing
 from cfmodel.train.loop import Strategy
@@ -32,6 +32,7 @@ from cfmodel.train.sources import (
     texts_of,
 )
 from cfmodel.train.state import Lora
+from cfmodel.train.streams import ContextStream, StreamingFilms
 from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.text import TextStage
 

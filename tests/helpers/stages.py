@@ -21,13 +21,14 @@ from cfmodel.nn.tae import TinyAutoencoder
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import Recycling
-from cfmodel.train.films import FreshFilms, Rollout, StreamingFilms
+from cfmodel.train.films import FreshFilms, Rollout
 from cfmodel.train.flow_stages import Bidirectional, FlowStage
 from cfmodel.train.forcing import TeacherForcing
 from cfmodel.train.loop import Engine, Resumable, StoppedError, train
 from cfmodel.train.matching import Matching, MatchingStage
 from cfmodel.train.pool import ClipPool, Units
 from cfmodel.train.roller import Roller
+from cfmodel.train.streams import StreamingFilms
 from cfmodel.train.teacher import ContextTeacher
 from cfmodel.train.texts import Held, Texts
 from tests.helpers.nano import NANO, seeded, with_memory

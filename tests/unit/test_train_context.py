@@ -34,20 +34,14 @@ from cfmodel.train.data import (
 )
 from cfmodel.train.draws import Draws
 from cfmodel.train.errors import ErrorBank, Recycling, bank_bytes, clean_error, noise_error
-from cfmodel.train.films import (
-    ContextStream,
-    Film,
-    FreshFilms,
-    Rollout,
-    StreamingFilms,
-    remembered,
-)
+from cfmodel.train.films import Film, FreshFilms, Rollout, remembered
 from cfmodel.train.losses import noised
 from cfmodel.train.matching import Matching, MatchingStage, score
 from cfmodel.train.pool import ClipPool, Ring, context_units
 from cfmodel.train.roller import Roller
 from cfmodel.train.stages import NUMBERS
 from cfmodel.train.state import Trainable
+from cfmodel.train.streams import ContextStream, StreamingFilms
 from cfmodel.train.teacher import ContextTeacher, score_flow
 from cfmodel.train.texts import Held, Texts
 from tests.helpers.nano import NANO, nano_model, seeded
