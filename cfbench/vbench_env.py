@@ -18,9 +18,9 @@ BESIDE = (
     "torchvision==0.28.0", "numpy>=2,<3", "setuptools<81", "packaging", "pillow", "scipy", "tqdm",
     "requests", "pyyaml", "timm==1.0.31", "transformers>=5,<6", "easydict", "omegaconf", "einops",
     "ftfy", "regex", "imageio", "imageio-ffmpeg", "opencv-python-headless", "decord==0.6.0",
-    "open-clip-torch==3.3.0", "diffusers==0.42.0", "av",
+    "open-clip-torch==3.3.0", "diffusers==0.42.0", "av", "peft",
 )  # fmt: skip
-ALONE = ("vbench==0.1.5", "pyiqa==0.1.16", "openai-clip==1.0.1")
+ALONE = ("vbench==0.1.5", "pyiqa==0.1.16", "openai-clip==1.0.1", "dreamsim==0.2.1")
 """Installed without what they ask for."""
 SHIM = '''\
 """Declares torchvision's two compiled operators where its wheel cannot load them (CPU builds)."""

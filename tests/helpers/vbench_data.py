@@ -3,6 +3,7 @@
 Both follow from a seed alone, so that what that package made of them can be kept as a few numbers.
 """
 
+import json
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from cfbench.scorers.vbench.drawn import (
     SMALL,
+    clip_shapes,
     dino_shapes,
     drawn,
     prompt_free,
@@ -69,6 +72,44 @@ def dinov2_shapes(width: int = 128, layers: int = 2) -> dict[str, tuple[int, ...
     return shapes | {f"blocks.{k}.ls{n}.gamma": (width,) for k in range(layers) for n in (1, 2)}
 
 
+DREAMSIM_RANK, DREAMSIM_ALPHA = 4, 2
+"""Of the changes to DreamSim's networks."""
+
+
+def write_dreamsim(root: Path, *, width: int = 64, out: int = 32) -> Path:
+    """Small DreamSim, as its package lays it out; its DINO is the one of ``write_weights``."""
+    shapes = {
+        **dino_shapes(width, 2), "pos_drop.weight": (width,), "pos_drop.bias": (width,),
+        "proj": (width, out),
+    }  # fmt: skip
+    for name in ("dreamsim-clip", "dreamsim-open-clip"):
+        path = root / FILES[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": drawn(name, shapes)}, path)
+    halves: dict[str, tuple[int, ...]] = {}
+    for number, size in enumerate((SMALL["dino"].width, width, width)):
+        for block in range(2):
+            at = f"base_model.model.extractor_list.{number}.model.blocks.{block}.attn.qkv"
+            halves[f"{at}.lora_A.weight"] = (DREAMSIM_RANK, size)
+            halves[f"{at}.lora_B.weight"] = (3 * size, DREAMSIM_RANK)
+    adapter = root / FILES["dreamsim-lora"]
+    adapter.parent.mkdir(parents=True, exist_ok=True)
+    save_file(drawn("dreamsim-lora", halves), adapter)
+    settings = {
+        "peft_type": "LORA", "r": DREAMSIM_RANK, "lora_alpha": DREAMSIM_ALPHA, "lora_dropout": 0.3,
+        "bias": "none", "target_modules": ["qkv"],
+    }  # fmt: skip
+    (root / FILES["dreamsim-settings"]).write_text(json.dumps(settings), encoding="utf-8")
+    return root
+
+
+def write_background(root: Path) -> Path:
+    """What background consistency needs, of films and of their clips."""
+    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32, 64, 2)).items()}
+    written(root, {"clip-b32": state, "dino": drawn("dino", dino_shapes(128, 2))})
+    return write_dreamsim(root)
+
+
 def write_weights(root: Path) -> Path:
     """All files, CLIP as plain state dicts."""
     states = prompt_free(SMALL) | {
@@ -78,5 +119,6 @@ def write_weights(root: Path) -> Path:
     }
     states["umt"]["head.bias"][SHOWN_ACTION] += 4
     written(root, states)
+    write_dreamsim(root)
     shutil.copy(vocabulary(), root / FILES["bpe"])
     return root

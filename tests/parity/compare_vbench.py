@@ -21,7 +21,8 @@ import torch
 from cfbench import scorers, standard
 from cfbench.scorers.vbench import protocol, static
 from cfbench.scorers.vbench.files import Folder
-from cfbench.scorers.vbench.suite import NEEDS, Toolbox
+from cfbench.scorers.vbench.suite import NEEDS
+from cfbench.scorers.vbench.toolbox import Toolbox
 from cfbench.scorers.vbench.watch import Nets, watch
 from cfbench.types import Prompt, Segment
 from cfbench.video import Frames, held

@@ -16,11 +16,11 @@ from cfbench.aggregate import DIMENSIONS, QUALITY
 from cfbench.errors import CfError
 from cfbench.scorers.vbench import prep, process
 from cfbench.scorers.vbench.again import cut
-from cfbench.scorers.vbench.drawn import clip_shapes, drawn
 from cfbench.scorers.vbench.files import FILES, PINNED, Folder
 from cfbench.scorers.vbench.nets import vit
 from cfbench.scorers.vbench.protocol import clips, fused
 from cfbench.scorers.vbench.suite import ELSEWHERE, NEEDS, NOT_ASKED, VBenchSuite, measured
+from cfbench.scorers.vbench.toolbox import Toolbox
 from cfbench.scorers.vbench.watch import SMALLEST_SIDE, Nets, watch
 from cfbench.types import Prompt
 from cfbench.video import Clip, DecodeError, held
@@ -30,6 +30,7 @@ from tests.helpers.vbench_data import (
     FRAMES,
     film,
     long_film,
+    write_background,
     write_weights,
 )
 from tests.parity.compare_vbench import GOLDEN, LONG_GOLDEN, PROMPT, asking, ours, ours_long
@@ -233,12 +234,8 @@ def test_odd_films_have_scores_or_reasons(shape, weights):
 
 @pytest.fixture
 def tables(tmp_path):
-    """A folder with CLIP alone, so that background consistency has its score."""
-    state = {k: v.half().float() for k, v in drawn("clip-b32", clip_shapes(32, 32, 64, 2)).items()}
-    path = tmp_path / FILES["clip-b32"]
-    path.parent.mkdir(parents=True)
-    torch.save(state, path)
-    return tmp_path
+    """A folder in which background consistency has its score, of clips too."""
+    return write_background(tmp_path)
 
 
 def test_clips_are_ranges_of_one_decode(tables):
@@ -256,9 +253,12 @@ def test_clips_are_ranges_of_one_decode(tables):
     flicker = [row["temporal_flickering"] for row in each]
     assert found["temporal_flickering"].value == pytest.approx(np.mean(flicker), abs=1e-9)
     within = float(np.mean([row["background_consistency"] for row in each]))
-    openings = held(frames[[c.start for c in parts]], FPS)
-    between = {s.dimension: s.value for s in alone.score(openings, PROMPT)}
-    expected = fused(within, between["background_consistency"], "background_consistency")
+    pixels = prep.pixels(frames[[c.start for c in parts]], CPU)
+    with torch.inference_mode():
+        seen = Toolbox(Folder(tables), CPU).dreamsim()(prep.dreamsim_input(pixels)).numpy()
+    # Length 1 each: products are cosines. Each frame beside the one before it and the first one.
+    pairs = [(seen[k] @ seen[k - 1] + seen[k] @ seen[0]) / 2 for k in range(1, len(seen))]
+    expected = fused(within, float(np.mean(pairs)), "background_consistency")
     assert found["background_consistency"].value == pytest.approx(expected, abs=1e-6)
     assert abs(expected - within) > 1e-4
     told = found["background_consistency"].details

@@ -2,10 +2,12 @@
 
 ``python upstream_long.py PROTOCOL WEIGHTS FILM TABLES DINO OUT``: a folder of weights laid out as
 the package's cache, a film, VBench-Long's tables, a checkout of facebookresearch/dino, and the JSON
-file to write. DINOv2, which the package takes from the net, is timm's. Under ``vbench-long``
+file to write. DINOv2, which the package takes from the net, is timm's; DreamSim is its package's,
+its networks as small as their weights. Under ``vbench-long``
 clips are written as torchvision once wrote them, under ``vbench-long-index`` without loss.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -48,7 +50,7 @@ def stand_in(protocol: str) -> None:
     io: Any = importlib.import_module("torchvision.io")
     io.write_video = write_video
     for name, parts in {
-        "dreamsim": ("dreamsim",), "moviepy": (), "moviepy.editor": ("VideoFileClip",),
+        "moviepy": (), "moviepy.editor": ("VideoFileClip",),
         "scenedetect": ("open_video", "SceneManager", "split_video_ffmpeg"),
         "scenedetect.detectors": ("ContentDetector",),
         "scenedetect.video_splitter": ("split_video_ffmpeg",),
@@ -78,6 +80,40 @@ def stand_in_hub(cache: Path, dino: Path, work: Path) -> None:
     hub.load = load
 
 
+def small_dreamsim(cache: Path, home: Path) -> None:
+    """DreamSim's own code over small weights, where VBench-Long looks for it."""
+    folder = home / ".cache"
+    shutil.copytree(cache / "dreamsim", folder)
+    # Of DINO's own file the package reads a head that this type never asks.
+    heads = [f"module.head.{name}.weight" for name in ("mlp.0", "mlp.2", "mlp.4", "last_layer")]
+    heads += [f"module.head.mlp.{k}.bias" for k in (0, 2, 4)]
+    torch.save(
+        {"student": {name: torch.zeros(1) for name in heads}}, folder / "dino_vitb16_pretrain.pth"
+    )
+    package: Any = importlib.import_module("dreamsim")
+    parts = "dreamsim.feature_extraction"
+    vits: Any = importlib.import_module(f"{parts}.vision_transformer")
+    extractor: Any = importlib.import_module(f"{parts}.extractor")
+
+    def small(patch_size: int) -> Any:
+        norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+        return vits.VisionTransformer(
+            patch_size=patch_size, embed_dim=64, depth=2, num_heads=1, qkv_bias=True,
+            norm_layer=norm,
+        )  # fmt: skip
+
+    for name in ("load_clip_as_dino", "load_open_clip_as_dino"):
+        loader: Any = importlib.import_module(f"{parts}.{name}")
+        loader.vit_base = small
+    # The eleventh block is the last one of the published size.
+    plain = extractor.ViTExtractor.extract_descriptors
+    extractor.ViTExtractor.extract_descriptors = lambda self, batch, _=11: plain(
+        self, batch, len(self.model.blocks) - 1
+    )
+    long: Any = importlib.import_module("vbench2_beta_long.background_consistency")
+    long.dreamsim = functools.partial(package.dreamsim, device="cpu")
+
+
 def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
     """Values of a film by dimension."""
     long: Any = importlib.import_module("vbench2_beta_long")
@@ -101,7 +137,7 @@ def scores(film: Path, tables: Path, work: Path) -> dict[str, float]:
             str(folder), name, dimension_list=[name], local=True, mode="long_custom_input",
             use_semantic_splitting=False, static_filter_flag=False, dev_flag=True,
             clip_length_config=str(work / "lengths.yaml"), w_inclip=1.0, w_clip2clip=0.0,
-            slow_fast_eval_config=str(work / "halves.yaml"), bg_clip2clip_feat_extractor="clip",
+            slow_fast_eval_config=str(work / "halves.yaml"), bg_clip2clip_feat_extractor="dreamsim",
             sb_clip2clip_feat_extractor="dinov2",
             bg_mapping_file_path=str(files["background_consistency"]),
             sb_mapping_file_path=str(files["subject_consistency"]),
@@ -116,10 +152,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         cache = Path(shutil.copytree(weights, work / "cache"))
-        os.environ |= {"VBENCH_CACHE_DIR": str(cache), "TORCH_HOME": str(work / "torch")}
+        told = {"VBENCH_CACHE_DIR": cache, "TORCH_HOME": work / "torch", "HOME": work / "home"}
+        os.environ |= {name: str(path) for name, path in told.items()}
         archive_clip(cache)
         stand_in(protocol)
         stand_in_hub(cache, dino.resolve(), work)
+        small_dreamsim(cache, work / "home")
         found = scores(film, tables, work)
     out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

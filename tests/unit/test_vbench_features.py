@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from cfbench import scorers
-from cfbench.scorers.vbench.drawn import clip_shapes, drawn
+from cfbench.scorers.vbench.drawn import clip_shapes, drawn, written
 from cfbench.scorers.vbench.features import Features
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.suite import VBenchSuite
 from cfbench.scorers.vbench.watch import Nets, watch
 from cfbench.types import Prompt, Segment
 from cfbench.video import Clip, held
-from tests.helpers.vbench_data import FPS, film, long_film
+from tests.helpers.vbench_data import FPS, dinov2_shapes, film, long_film, write_background
 
 PROMPT = Prompt(id="none", segments=(Segment(text="none", seconds=1),))
 CPU = torch.device("cpu")
@@ -51,12 +51,13 @@ def counted(frames):
     return Clip(sha256=plain.sha256, frames=len(frames), fps=FPS, blocks=blocks), times
 
 
-def test_windows_are_ranges_of_what_was_seen_once(weights, tmp_path):
+def test_windows_are_ranges_of_what_was_seen_once(tmp_path):
     clip, times = counted(long_film())
-    kept = tmp_path / "features"
+    weights, kept = write_background(tmp_path / "weights"), tmp_path / "features"
+    written(weights, {"dinov2": drawn("dinov2", dinov2_shapes())})
     fresh = {n: values(suite(n, weights, None), clip) for n in ("vbench", "vbench-long-index")}
     assert times["decoded"] == 2
-    for name in ("vbench", "vbench-long-index", "vbench"):
+    for name in ("vbench-long-index", "vbench", "vbench-long-index"):
         assert values(suite(name, weights, kept), clip) == fresh[name]
     # Whole and in clips from one look; bit for bit what the decode gave.
     assert times["decoded"] == 3

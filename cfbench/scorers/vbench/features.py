@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cfbench.scorers import rules
 from cfbench.scorers.vbench import prep
 from cfbench.scorers.vbench import watch as watching
-from cfbench.scorers.vbench.files import Folder
+from cfbench.scorers.vbench.files import DREAMSIM, Folder
 from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.store import write_atomic
 from cfbench.video import Clip
@@ -48,6 +48,7 @@ MEASURES: Mapping[str, Measure] = {
     "smooth": Measure(("amt",), ("amt",)),
     "strong": Measure(("raft",), ("raft",)),
     "opening": Measure(("dinov2",), ("dinov2",)),
+    "place": Measure(DREAMSIM, ("dreamsim",)),
     "seen": Measure(("viclip",), ("viclip",), of_clip=True),
     "acts": Measure(("umt",), ("umt",), of_clip=True),
 }
@@ -129,7 +130,7 @@ def _needed(name: str, frames: int, parts: Sequence[range], step: int) -> set[in
         return {k for part in parts for k in watching.drawn_again(part)}
     if name == "strong":
         return {k for part in parts for k in watching.flown(part, step)}
-    if name in ("opening", "seen", "acts"):
+    if name in ("opening", "place", "seen", "acts"):
         return {part.start for part in parts if len(part)}
     return set(range(1 if name == "flicker" else 0, frames))
 

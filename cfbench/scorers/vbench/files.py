@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cfbench.errors import CfError
@@ -33,10 +35,16 @@ FILES = {
     "bpe": "ViCLIP/bpe_simple_vocab_16e6.txt.gz",
     "umt": "umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
     "dinov2": "dinov2_model/dinov2_vitb14_pretrain.pth",
+    "dreamsim-clip": "dreamsim/clip_vitb16_pretrain.pth.tar",
+    "dreamsim-open-clip": "dreamsim/open_clip_vitb16_pretrain.pth.tar",
+    "dreamsim-lora": "dreamsim/ensemble_lora/adapter_model.safetensors",
+    "dreamsim-settings": "dreamsim/ensemble_lora/adapter_config.json",
 }
+DREAMSIM = ("dino", "dreamsim-clip", "dreamsim-open-clip", "dreamsim-lora", "dreamsim-settings")
+"""All that DreamSim's ensemble is made of; its DINO is the published one."""
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError,
-    AttributeError,
+    AttributeError, SafetensorError,
 )  # fmt: skip
 """What torch raises on files that are damaged, something else, or hold more than tensors."""
 INNER = ("state_dict", "params", "model")
@@ -117,8 +125,22 @@ class Folder:
             raise CfError(f"{path} holds no state dict; get it anew")
         return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """What a JSON file says.
+
+        Raises:
+            CfError: the file is damaged.
+        """
+        path = self.path(name)
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CfError(f"{path} is damaged ({error})") from error
+
     @staticmethod
     def _opened(path: Path) -> Any:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # OpenAI publishes CLIP as an archive of TorchScript, of which the weights alone are kept.
         if path.parent.name == "clip_model":
             try:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 Floats = NDArray[np.float32]
-CLIP_SIDE = DINO_SIDE = 224
+CLIP_SIDE = DINO_SIDE = DREAMSIM_SIDE = 224
 MUSIQ_SIDE = 512
 UMT_SIDE, UMT_CROP = 256, 224
 DINOV2_SIDE, DINOV2_CROP = 256, 224
@@ -125,6 +125,13 @@ def dinov2_input(frames_B3YX: Tensor) -> Tensor:
     if x.shape[-2:] != size:
         x = nnf.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
     return _normalised(_middle(x, DINOV2_CROP), DINO_NORM)
+
+
+def dreamsim_input(frames_B3YX: Tensor) -> Tensor:
+    """Squeezed to 224 by 224, bicubic and antialiased; as a share of 255, not cut to [0, 1]."""
+    size = (DREAMSIM_SIDE, DREAMSIM_SIDE)
+    x = nnf.interpolate(frames_B3YX, size, mode="bicubic", align_corners=False, antialias=True)
+    return x / LEVELS
 
 
 def musiq_input(frames_B3YX: Tensor, out: Tensor | None = None) -> Tensor:

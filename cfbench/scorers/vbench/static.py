@@ -15,7 +15,7 @@ from cfbench.scorers import rules
 from cfbench.scorers.vbench import prep, process
 from cfbench.scorers.vbench.files import FILES, Folder
 from cfbench.scorers.vbench.nets import raft
-from cfbench.scorers.vbench.suite import Toolbox
+from cfbench.scorers.vbench.toolbox import Toolbox
 
 
 def judge(weights: Path, device: str) -> Callable[[Path], bool]:

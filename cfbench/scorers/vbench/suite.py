@@ -4,7 +4,6 @@ Values equal those of the ``vbench`` package with the same weights, film by film
 weights are not there is null, and so is every one that a prompt of VBench's suite does not ask for.
 """
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,20 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from cfbench.aggregate import QUALITY, SEMANTIC
 from cfbench.scorers import rules
-from cfbench.scorers.vbench import again, process, protocol, watch
+from cfbench.scorers.vbench import again, protocol, watch
 from cfbench.scorers.vbench.features import Features
-from cfbench.scorers.vbench.files import FILES, Folder
-from cfbench.scorers.vbench.nets import raft, video, vit
-from cfbench.scorers.vbench.nets.amt import AmtS
-from cfbench.scorers.vbench.nets.block import under
-from cfbench.scorers.vbench.nets.musiq import Musiq
-from cfbench.scorers.vbench.nets.text import TextTransformer, Words, text_half
-from cfbench.scorers.vbench.prep import UMT_CROP
+from cfbench.scorers.vbench.files import DREAMSIM, FILES, Folder
 from cfbench.scorers.vbench.protocol import Protocol
+from cfbench.scorers.vbench.toolbox import Toolbox
 from cfbench.scorers.vbench.watch import Film, Nets
 from cfbench.types import DimensionSpec, Prompt, Score
 from cfbench.video import Clip, DecodeError
@@ -51,7 +44,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "overall_consistency": ("viclip", "bpe"),
 }
 """Files that each dimension needs."""
-BETWEEN: Mapping[str, str] = {"subject_consistency": "dinov2", "background_consistency": "clip-b32"}
+BETWEEN: Mapping[str, tuple[str, ...]] = {
+    "subject_consistency": ("dinov2",),
+    "background_consistency": DREAMSIM,
+}
 """Files of the networks that compare a film's clips with each other."""
 PROMPT_FREE = tuple(QUALITY)
 SOURCES: Mapping[str, str] = {
@@ -69,120 +65,6 @@ SOURCES: Mapping[str, str] = {
 }
 ACTIONS_SHOWN, ACTION_LIMIT, ACTION_DIGITS = 5, 0.85, 4
 CLIP_PERCENT = 100.0
-
-
-@dataclass
-class Toolbox:
-    """Networks by the file that they come from, made when they are first asked for."""
-
-    folder: Folder
-    device: torch.device
-    _made: dict[str, Any] = field(default_factory=dict, repr=False)
-    _read: tuple[str, dict[str, Tensor]] = field(default=("", {}), repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def net(self, name: str) -> Any:
-        """A network, float32; None where its file is not there.
-
-        Raises:
-            CfError: the file is damaged.
-            ValueError: it holds another network's weights.
-        """
-        return self._kept(name, lambda: self._built(name, MAKERS[name]))
-
-    def text(self, name: str) -> "Reader":
-        """What reads texts with the weights of a file.
-
-        Raises:
-            CfError, ValueError: as ``net``.
-        """
-        words = self._kept("bpe", lambda: Words(self.folder.path("bpe")))
-        half = self._kept(f"{name}-text", lambda: self._built(name, TEXT_MAKERS[name]))
-        return Reader(words, half)
-
-    def scale(self, name: str) -> float:
-        """The learnt scale of CLIP's similarities."""
-        return self._kept(f"{name}-scale", lambda: float(self._tensors(name)["logit_scale"].exp()))
-
-    def _kept(self, key: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key not in self._made:
-                self._made[key] = make()
-            return self._made[key]
-
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        """Of the file read last, once: both halves of a network are often wanted together."""
-        if self._read[0] != name:
-            self._read = (name, self.folder.tensors(name))
-        return self._read[1]
-
-    def _built(self, name: str, make: Callable[[Any], nn.Module]) -> Any:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        if not self.folder.has(name):
-            return None
-        try:
-            net = make(self._tensors(name))
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{FILES[name]} does not fit: {reason}") from error
-        return process.quickened(net.to(self.device).eval().requires_grad_(False))
-
-
-@dataclass
-class Reader:
-    """Unit features of texts, each made once."""
-
-    words: Words
-    net: TextTransformer
-    _known: dict[str, rules.Floats] = field(default_factory=dict)
-
-    @torch.inference_mode()
-    def __call__(self, text: str) -> rules.Floats:
-        """The feature (E,) of a text, of unit length."""
-        if text not in self._known:
-            ids = self.words([text], self.net.length).to(self.net.positions.device)
-            feature = self.net(ids)[0].cpu().numpy().astype(np.float64)
-            self._known[text] = feature / np.linalg.norm(feature)
-        return self._known[text]
-
-
-def _filled(make: Callable[[], nn.Module]) -> Callable[[Mapping[str, Tensor]], nn.Module]:
-    def fill(tensors: Mapping[str, Tensor]) -> nn.Module:
-        net = make()
-        net.load_state_dict(tensors)
-        return net
-
-    return fill
-
-
-def _head(tensors: Mapping[str, Tensor]) -> nn.Module:
-    return _filled(lambda: nn.Linear(tensors["weight"].shape[1], 1))(tensors)
-
-
-def _umt(tensors: Mapping[str, Tensor]) -> nn.Module:
-    return video.umt(tensors, frames=watch.UMT_FRAMES, side=UMT_CROP)
-
-
-def _viclip_text(tensors: Mapping[str, Tensor]) -> nn.Module:
-    return text_half(under(tensors, "text_encoder."))
-
-
-MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
-    "dino": vit.dino,
-    "dinov2": vit.dinov2,
-    "clip-b32": vit.clip,
-    "clip-l14": vit.clip,
-    "aesthetic": _head,
-    "musiq": _filled(Musiq),
-    "amt": _filled(AmtS),
-    "raft": raft.raft,
-    "viclip": video.viclip,
-    "umt": _umt,
-}
-TEXT_MAKERS: Mapping[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
-    "clip-b32": text_half,
-    "viclip": _viclip_text,
-}
 
 
 def specs(
@@ -301,7 +183,7 @@ class VBenchSuite:
         )
 
     def _files(self, name: str) -> tuple[str, ...]:
-        more = (BETWEEN[name],) if self.rule.cuts and name in BETWEEN else ()
+        more = BETWEEN[name] if self.rule.cuts and name in BETWEEN else ()
         return tuple(dict.fromkeys((*NEEDS.get(name, ()), *more)))
 
     def _reason(self, name: str, prompt: Prompt) -> str:
@@ -317,19 +199,24 @@ class VBenchSuite:
         def given(dimensions: Sequence[str], file: str) -> Any:
             return self.tools.net(file) if asked.intersection(dimensions) else None
 
-        told = given(("background_consistency",), "clip-b32")
-        openings = given(("subject_consistency",), "dinov2") if self.rule.cuts else None
+        firsts = Nets()
+        if self.rule.cuts:
+            firsts = Nets(
+                dinov2=given(("subject_consistency",), "dinov2"),
+                dreamsim=self.tools.dreamsim() if "background_consistency" in asked else None,
+            )
         if between:
-            return Nets(clip_b=told, dinov2=openings)
-        return Nets(
+            return firsts
+        if self.rule.encodes:
+            firsts = Nets()
+        return firsts._replace(
             dino=given(("subject_consistency",), "dino"),
-            clip_b=told,
+            clip_b=given(("background_consistency",), "clip-b32"),
             clip_l=given(("aesthetic_quality",), "clip-l14"),
             aesthetic=given(("aesthetic_quality",), "aesthetic"),
             musiq=given(("imaging_quality",), "musiq"),
             amt=given(("motion_smoothness",), "amt"),
             raft=given(("dynamic_degree",), "raft"),
-            dinov2=None if self.rule.encodes else openings,
             style=given(("appearance_style",), "clip-b32"),
             viclip=given(("temporal_style", "overall_consistency"), "viclip"),
             umt=given(("human_action",), "umt"),
@@ -349,16 +236,14 @@ class VBenchSuite:
                 found.append(self._measured(film, range(len(shown)), asked, prompt))
             seen = len(found) == len(parts)
             firsts = self._openings(openings, fps, asked)
-            starts = range(firsts.frames)
         else:
             firsts = self._watched(clip, parts, nets)
             seen = firsts.frames == clip.frames
             found = [self._measured(firsts, part, asked, prompt) for part in parts]
-            starts = [part.start for part in parts]
         if not seen:
             raise DecodeError(f"has other frames than the {clip.frames} that it names")
         values = {name: _mean([row[name] for row in found]) for name in asked}
-        between = _between(firsts, starts) if self.rule.cuts else {}
+        between = _between(firsts) if self.rule.cuts else {}
         for name in asked.intersection(between):
             within = values[name]
             if within is not None:
@@ -400,16 +285,11 @@ class VBenchSuite:
         return values
 
 
-def _between(film: Film, starts: Sequence[int]) -> dict[str, float | None]:
-    """Consistencies of the clips' first frames; None where there is one clip alone, or no network.
-
-    Args:
-        film: in which they lie.
-        starts: where.
-    """
+def _between(film: Film) -> dict[str, float | None]:
+    """Consistencies of the clips' first frames; None where there is one alone, or no network."""
     return {
         "subject_consistency": _consistent([film.opening[k] for k in sorted(film.opening)]),
-        "background_consistency": _consistent([film.clip[k] for k in starts] if film.clip else []),
+        "background_consistency": _consistent([film.place[k] for k in sorted(film.place)]),
     }
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from cfbench import video
 from cfbench.scorers.vbench import process
 from cfbench.scorers.vbench.files import Folder
-from cfbench.scorers.vbench.suite import NEEDS, Toolbox, measured
+from cfbench.scorers.vbench.suite import NEEDS, measured
+from cfbench.scorers.vbench.toolbox import Toolbox
 from cfbench.scorers.vbench.watch import Nets, watch
 
 FIELDS = {

@@ -43,6 +43,7 @@ class Nets(NamedTuple):
     amt: Any = None
     raft: Any = None
     dinov2: Any = None
+    dreamsim: Any = None
     style: Any = None
     viclip: Any = None
     umt: Any = None
@@ -55,8 +56,8 @@ class Film:
     By frame: ``dino``, ``clip`` and ``style`` are features (E,); ``aesthetic`` and ``imaging`` are
     in [0, 1]; ``flicker`` (to the frame before) and ``smooth`` (to the frame that its neighbours
     let expect) are mean absolute differences in levels of 255; ``strong`` is flow in pixels to the
-    frame one step later. By first frame of a clip: ``opening`` (E,) of that frame, ``seen`` (E,)
-    and ``acts`` (C,), probabilities, of the clip.
+    frame one step later. By first frame of a clip: ``opening`` and ``place`` (E,) of that frame, by
+    DINOv2 and DreamSim, ``seen`` (E,) and ``acts`` (C,), probabilities, of the clip.
     """
 
     frames: int = 0
@@ -72,6 +73,7 @@ class Film:
     smooth: dict[int, float] = field(default_factory=dict)
     strong: dict[int, float] = field(default_factory=dict)
     opening: dict[int, Floats] = field(default_factory=dict)
+    place: dict[int, Floats] = field(default_factory=dict)
     seen: dict[int, Floats] = field(default_factory=dict)
     acts: dict[int, Floats] = field(default_factory=dict)
 
@@ -350,9 +352,8 @@ class _Watcher:
         """What networks see that look at several frames of a clip, or at its first one."""
         film, nets = self.film, self._nets
         for now, image in enumerate(block.images, film.frames):
-            if nets.dinov2 is not None and now in self._openings:
-                here = self._pixels(block, now)
-                film.opening[now] = _array(nets.dinov2(prep.dinov2_input(here)))[0]
+            if now in self._openings:
+                self._open(block, now)
             if now in self._of_texts:
                 self._shown[now] = prep.viclip_input(self._pixels(block, now))[0]
             if now in self._of_acts:
@@ -363,6 +364,16 @@ class _Watcher:
             for group in _ready(self._acts, now, self._acted):
                 frames = torch.stack([self._acted[k] for k in group.frames])
                 film.acts[group.start] = _array(torch.sigmoid(nets.umt(frames[None])))[0]
+
+    def _open(self, block: _Block, now: int) -> None:
+        """What the first frame of a clip is, to those that compare clips with each other."""
+        film, nets = self.film, self._nets
+        if nets.dinov2 is not None:
+            inputs = prep.dinov2_input(self._pixels(block, now))
+            film.opening[now] = _array(nets.dinov2(inputs))[0]
+        if nets.dreamsim is not None:
+            inputs = prep.dreamsim_input(self._pixels(block, now))
+            film.place[now] = _array(nets.dreamsim(inputs))[0]
 
 
 def _joined(batches: list[Tensor]) -> Tensor:

@@ -1,12 +1,12 @@
 """Vision transformers that give one feature an image: DINO's and the image half of CLIP.
 
-Both are built from the shapes of their weights. Dims: B images, L tokens with the class token
+All are built from the shapes of their weights. Dims: B images, L tokens with the class token
 first, E width, Y X rows and columns of pixels.
 """
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as nnf
@@ -22,7 +22,27 @@ from cfbench.scorers.vbench.nets.block import (
     under,
 )
 
-DINO_EPS, CLIP_EPS = 1e-6, 1e-5
+
+class Kind(NamedTuple):
+    """What differs between families.
+
+    Args:
+        eps: of the norms.
+        quick: CLIP's approximation of GELU instead of GELU.
+        first_norm: before the blocks.
+        last_norm: after them.
+    """
+
+    eps: float
+    quick: bool
+    first_norm: bool
+    last_norm: bool = True
+
+
+DINO, CLIP = Kind(1e-6, False, False), Kind(1e-5, True, True)
+OPEN_CLIP = CLIP._replace(quick=False)
+BARE_DINO = DINO._replace(last_norm=False)
+"""Whose feature is read before the last norm."""
 GRID_SLACK = 0.1
 """DINO adds this to a grid's sizes before it scales positions, so that rounding cannot lose one."""
 
@@ -37,24 +57,34 @@ class VisionTransformer(nn.Module):
         grid: patches along a side of the images that positions were learnt for.
         hidden: width of the MLPs.
         out: width of CLIP's projection; None is DINO, which has none.
+        kind: of the network.
 
     Source: DINO (arXiv:2104.14294) and CLIP (arXiv:2103.00020), as their weights are published.
     """
 
     def __init__(
-        self, width: int, layers: int, *, patch: int, grid: int, hidden: int, out: int | None
+        self,
+        width: int,
+        layers: int,
+        *,
+        patch: int,
+        grid: int,
+        hidden: int,
+        out: int | None,
+        kind: Kind,
     ) -> None:
         super().__init__()
-        is_clip = out is not None
-        eps = CLIP_EPS if is_clip else DINO_EPS
+        eps = kind.eps
         self.patch, self.grid = patch, grid
-        self.embed = nn.Conv2d(3, width, patch, patch, bias=not is_clip)
+        self.embed = nn.Conv2d(3, width, patch, patch)
         self.cls = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(grid * grid + 1, width))
-        self.norm_in = nn.LayerNorm(width, eps=eps) if is_clip else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, hidden, eps, quick=is_clip) for _ in range(layers))
-        self.norm_out = nn.LayerNorm(width, eps=eps)
-        self.project = nn.Linear(width, out, bias=False) if is_clip else nn.Identity()
+        self.norm_in = nn.LayerNorm(width, eps=eps) if kind.first_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, hidden, eps, quick=kind.quick) for _ in range(layers)
+        )
+        self.norm_out = nn.LayerNorm(width, eps=eps) if kind.last_norm else nn.Identity()
+        self.project = nn.Identity() if out is None else nn.Linear(width, out, bias=False)
 
     def forward(self, pixels_B3YX: Tensor) -> Tensor:
         """Features (B, out or E) of normalised images whose sides the patch divides or exceeds."""
@@ -104,8 +134,31 @@ def dino(tensors: Mapping[str, Tensor]) -> VisionTransformer:
     Raises:
         ValueError: they are of another network.
     """
+    return _built(renamed(tensors, _DINO), DINO)
+
+
+def bare_dino(tensors: Mapping[str, Tensor]) -> VisionTransformer:
+    """As ``dino``, but features are read before the last norm.
+
+    Raises:
+        ValueError: weights are of another network.
+    """
     found = renamed(tensors, _DINO)
-    return _built(found, out=None)
+    for part in ("weight", "bias"):
+        found.pop(f"norm_out.{part}", None)
+    return _built(found, BARE_DINO)
+
+
+def dino_named_clip(tensors: Mapping[str, Tensor], kind: Kind) -> VisionTransformer:
+    """The image half of a CLIP whose weights bear DINO's names, as DreamSim has them.
+
+    Raises:
+        ValueError: weights are of another network.
+    """
+    named = {name.replace("pos_drop.", "norm_in."): value for name, value in tensors.items()}
+    with fitting():
+        project = named.pop("proj").float().T.contiguous()
+    return _built({**renamed(named, _DINO), "project.weight": project}, kind)
 
 
 def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
@@ -124,7 +177,7 @@ def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
             value = found.get(f"{layer}.{part}")
             if value is not None:
                 found[f"{layer}.{part}"] = value * scale.view(-1, *[1] * (value.ndim - 1))
-    return _built(found, out=None)
+    return _built(found, DINO)
 
 
 def clip(tensors: Mapping[str, Tensor]) -> VisionTransformer:
@@ -136,11 +189,12 @@ def clip(tensors: Mapping[str, Tensor]) -> VisionTransformer:
     found = renamed(under(tensors, "visual."), _CLIP)
     if "project.weight" in found:
         found["project.weight"] = found["project.weight"].T.contiguous()
-        return _built(found, out=len(found["project.weight"]))
+        found["embed.bias"] = torch.zeros(len(found["project.weight"].T))
+        return _built(found, CLIP)
     raise ValueError("weights are no CLIP with a vision transformer")
 
 
-def _built(found: dict[str, Tensor], *, out: int | None) -> VisionTransformer:
+def _built(found: dict[str, Tensor], kind: Kind) -> VisionTransformer:
     for name in ("cls", "positions"):
         if name in found:
             found[name] = found[name].reshape(-1, found[name].shape[-1]).squeeze(0)
@@ -148,9 +202,10 @@ def _built(found: dict[str, Tensor], *, out: int | None) -> VisionTransformer:
         patch, width = found["embed.weight"].shape[-1], found["embed.weight"].shape[0]
         grid = math.isqrt(len(found["positions"]) - 1)
         hidden, layers = len(found["blocks.0.fc1.weight"]), depth(found)
+        out = len(found["project.weight"]) if "project.weight" in found else None
         return filled(
             lambda: VisionTransformer(
-                width, layers, patch=patch, grid=grid, hidden=hidden, out=out
+                width, layers, patch=patch, grid=grid, hidden=hidden, out=out, kind=kind
             ),
             found,
         )
