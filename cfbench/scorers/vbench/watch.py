@@ -206,14 +206,9 @@ class _Inputs:
             np.copyto(self._frame, image)
             for name, make in self._makers.items():
                 if name not in room:
-                    room[name] = _room(make(x), BATCHES["cpu"].frames)
+                    room[name] = prep.room(BATCHES["cpu"].frames, *make(x).shape[2:])
                 make(x, room[name][k : k + 1])
         return {name: rows[: len(images)] for name, rows in room.items()}
-
-
-def _room(one: Tensor, count: int) -> Tensor:
-    """For as many of these."""
-    return one.new_empty(count, *one.shape[1:])
 
 
 class _Watcher:
@@ -264,7 +259,7 @@ class _Watcher:
     def _unit(self, block: _Block, k: int) -> Tensor:
         """As ``_pixels``, in [0, 1]: an end of two pairs, most of the time."""
         if k not in self._units:
-            self._units[k] = self._pixels(block, k) / prep.LEVELS
+            self._units[k] = prep.unit(self._pixels(block, k))
         return self._units[k]
 
     def _flicker(self, images: Frames) -> None:
