@@ -11,8 +11,10 @@ SYSTEMS ?= tiny/ours,tiny/uniform-1,tiny/uniform-2,tiny/no-cdmd,tiny/absolute,ti
     tiny/self-forcing,tiny/longlive,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
 OUT ?= out/reproduce
 # What results/tiny/report is about: both series of context lengths, and the published systems.
-SERIES ?= tiny/ours,tiny/uniform-2,tiny/no-slow,tiny/slow-4,tiny/self-forcing,tiny/longlive,$\
-    tiny/longlive-6,tiny/longlive-12,tiny/infinity-rope,tiny/rendered-truth,tiny/frozen
+SERIES ?= tiny/ours,tiny/no-slow,tiny/slow-2,tiny/slow-4,tiny/slow-8,tiny/longlive,$\
+    tiny/longlive-3.75,tiny/longlive-5.25,tiny/longlive-6,tiny/longlive-9,tiny/longlive-12,$\
+    tiny/uniform-1,tiny/uniform-2,tiny/pooled,tiny/self-forcing,tiny/infinity-rope,$\
+    tiny/rendered-truth,tiny/frozen
 PROBES ?= 5
 RESULTS ?= out/results
 # What results/tiny/final is about, the rows of the paper first.
@@ -53,13 +55,13 @@ study: $(STUDY)
 readme: $(CORE)
 	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
 
-## results     films, scores, forgetting curve, events: results/tiny/report anew (15 to 40 minutes on two cores)
+## results     films, scores, forgetting curve, survey: results/tiny/report anew (15 to 40 minutes on two cores)
 results: $(CORE)
 	$(BIN)/cfbench generate --systems $(SERIES) --prompts $(PROMPTS) --seeds $(SEEDS) --out '$(RESULTS)'
 	$(BIN)/cfbench score --out '$(RESULTS)'
 	$(BIN)/cfbench recall --count $(PROBES) --free 3,12 --workers 0 --out '$(RESULTS)/recall' > /dev/null
 	rm -rf results/tiny/report
-	$(BIN)/cfbench report --out '$(RESULTS)' --to results/tiny/report --no-films --events \
+	$(BIN)/cfbench report --out '$(RESULTS)' --to results/tiny/report --no-films --survey \
 	    --recall '$(RESULTS)/recall'
 
 ## final       results/tiny/final anew: 256 prompts x 2 seeds, 60 s, every row; for a GPU, goes on where it stopped

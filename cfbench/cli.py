@@ -285,8 +285,8 @@ def report(
     ] = None,
     films: Annotated[bool, typer.Option(help="gallery and contact sheet too")] = True,
     recall: Annotated[Path | None, typer.Option(help="folder of cfbench recall")] = None,
-    events: Annotated[
-        bool, typer.Option("--events", help="flashbacks, loops and freezes of the films too")
+    survey: Annotated[
+        bool, typer.Option("--survey", help="what the films do: events, motion, drift, clips")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="make it again and compare, write nothing")
@@ -312,7 +312,7 @@ def report(
         readme=readme,
         films=films,
         recall=recall,
-        events=events,
+        survey_films=survey,
     )
     say(result, as_json)
 

@@ -113,14 +113,21 @@ def consistency(
 
 
 def survey(
-    out: Out = OUT_DEFAULT, to: To = None, workers: Workers = 0, as_json: Json = False
+    out: Out = OUT_DEFAULT,
+    to: To = None,
+    features: Annotated[
+        str, typer.Option(help="tiny, reference[:FOLDER], or nothing: no comparison of clips")
+    ] = "tiny",
+    workers: Workers = 0,
+    as_json: Json = False,
 ) -> None:
     """Events, motion and drift of every system of a run: table and plots."""
     from cfbench.analysis.surveying import write_survey
     from cfbench.provenance import words
 
     header = f"commit {words()}; command {typed()}"
-    found = write_survey(out, to or out / "survey", workers=staff(workers), header=header)
+    folder, count = to or out / "survey", staff(workers)
+    found = write_survey(out, folder, features=features, workers=count, header=header)
     say(found, as_json)
 
 

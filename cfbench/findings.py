@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -108,16 +108,22 @@ def analyse(
     )
     by_stratum = [ablation(frame.where(stratum=name), name, {}) for name in strata]
     present = [name for name in curves.CURVES if name in frame.dimensions]
+    known = {name: curves.time_curves(frame, name) for name in present}
+    table1 = tables.read_paper(paper_folder() / "table1.csv") if paper else {}
+    over_time = [
+        tables.time_table(rows, labels=labels, paper=table1, tier=tier, header=header)
+        for rows in known.values()
+    ]
     return Analysis(
         frame=frame,
         normaliser=chosen,
         found=found,
         labels=labels,
         main=main,
-        all_tables=(main, *by_stratum, dimensions),
+        all_tables=(main, *over_time, *by_stratum, dimensions),
         differences=tuple(tables.differences(frame, chosen, labels=labels)),
-        curves={name: curves.time_curves(frame, name) for name in present},
-        table1=tables.read_paper(paper_folder() / "table1.csv") if paper else {},
+        curves=known,
+        table1=table1,
         tier=tier,
         header=header,
     )
@@ -125,14 +131,20 @@ def analyse(
 
 def table_texts(analysis: Analysis) -> dict[str, str]:
     """Every table file by its path under the report: what ``check`` compares."""
-    texts: dict[str, str] = {}
-    for table in analysis.all_tables:
-        texts[f"tables/{table.name}.csv"] = tables.to_csv(table)
-        texts[f"tables/{table.name}.md"] = render.markdown(table)
-        texts[f"tables/{table.name}.tex"] = render.latex(table)
+    texts = written(analysis.all_tables)
     texts["tables/differences.csv"] = tables.differences_csv(analysis.differences, analysis.header)
     texts["tables/curves.csv"] = _curves_csv(analysis)
     texts["tables/films.csv"] = _films_csv(analysis)
+    return texts
+
+
+def written(found: Iterable[Table]) -> dict[str, str]:
+    """The files of tables by their path under the report."""
+    texts: dict[str, str] = {}
+    for table in found:
+        texts[f"tables/{table.name}.csv"] = tables.to_csv(table)
+        texts[f"tables/{table.name}.md"] = render.markdown(table)
+        texts[f"tables/{table.name}.tex"] = render.latex(table)
     return texts
 
 

@@ -14,6 +14,8 @@ PLOTS: Mapping[str, str] = {
     "context-length": "Quality against context length",
     "dimensions": "All dimensions",
     "differences": "Paired differences",
+    "events": "Flashbacks, loops and freezes, a line a film",
+    "drift": "Drift of exposure, saturation and sharpness",
     "time-dino-first": "Similarity to the first frame, by system",
     "time-clip-f": "Similarity to the first frame, text-aligned features, by system",
     "time-clip-t": "Similarity to the text, by system",
@@ -82,7 +84,7 @@ def render_page(
     body.append("<h2>Further tables</h2>")
     for table in others:
         body += [f'<div class="scroll">{html_table(table)}</div>', _files(table)]
-    extra = ("differences.csv", "curves.csv", "films.csv", "scores.parquet")
+    extra = ("differences.csv", "curves.csv", "events.csv", "films.csv", "scores.parquet")
     given = [f"tables/{name}" for name in extra if (out / "tables" / name).is_file()]
     given += [f"inputs/{path.name}" for path in sorted((out / "inputs").glob("*"))]
     links = " ".join(f'<a href="{name}">{Path(name).name}</a>' for name in given)

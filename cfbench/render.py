@@ -4,7 +4,8 @@ import html
 from collections.abc import Sequence
 
 from cfbench.frame import Estimate
-from cfbench.tables import Table, best_rows, footnotes
+from cfbench.stats import p_text
+from cfbench.tables import Difference, Table, best_rows, footnotes
 
 DASH = "\N{EN DASH}"
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
@@ -99,6 +100,30 @@ def latex(table: Table) -> str:
     lines += [rf"{escape(note)}\\" for note in table.notes]
     lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
+
+
+def html_differences(rows: Sequence[Difference]) -> str:
+    """Paired differences as an HTML fragment, with what so many prompts can show."""
+    heads = ("", "ours minus it", "p (Holm)", "pairs", "detectable", "prompts needed")
+    lines = ["<table>", "<caption>Total, ours minus each system, same prompt and seed</caption>"]
+    lines.append("<thead><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr></thead>")
+    for row in rows:
+        mean, power = row.paired.mean, row.power
+        value = DASH if mean.value is None else f"{100 * mean.value:+.2f}"
+        if mean.low is not None and mean.high is not None:
+            value += f" <small>[{100 * mean.low:.2f}, {100 * mean.high:.2f}]</small>"
+        seen = DASH if power is None else f"{100 * power.detectable:.2f}"
+        needed = DASH if power is None or power.needed is None else str(power.needed)
+        cells = (value, p_text(row.p_holm), f"{row.paired.scored}/{row.paired.expected}", seen)
+        told = "".join(f"<td>{cell}</td>" for cell in (*cells, needed))
+        lines.append(f"<tr><th>{html.escape(row.label)}</th>{told}</tr>")
+    lines.append("</table>")
+    note = (
+        "Detectable: the smallest true difference that so many prompts find in four of five "
+        "studies; prompts needed: to find the difference seen here. Both allow for all systems "
+        "being compared together, and both need five prompts."
+    )
+    return "\n".join([*lines, f'<p class="note">{note}</p>'])
 
 
 def html_table(table: Table) -> str:

@@ -18,7 +18,7 @@ from cfbench import readme as readme_file
 from cfbench.compact import compact
 from cfbench.drawing import Drawing, draw
 from cfbench.extras import INPUTS, RECORDS, Extras
-from cfbench.findings import Analysis, analyse, paper_folder, table_texts, tier_of
+from cfbench.findings import Analysis, analyse, paper_folder, table_texts, tier_of, written
 from cfbench.gallery import build_gallery
 from cfbench.packed import unpack
 from cfbench.page import render_page
@@ -120,7 +120,7 @@ def report(
         readme: a file whose table and picture between the markers are replaced.
         films: put in what shows films: gallery and contact sheet. Without, the report is made from
             its own folder ``inputs`` alone, and ``check`` makes all of it again.
-        beside: forgetting curve and events.
+        beside: forgetting curve, and what films do.
         workers: processes that draw.
         reporter: shows how far the drawing is.
 
@@ -143,14 +143,18 @@ def report(
             source, suite=suite, paper=paper, header=header, absent=reasons, normaliser=normaliser
         )
     frame = analysis.frame
-    texts = {**table_texts(analysis), **extras.texts(beside, frame, header)}
+    texts = {
+        **table_texts(analysis),
+        **written(extras.behaviour(beside, frame, analysis.header)),
+        **extras.texts(beside, frame, header),
+    }
     for name, text in texts.items():
         write_atomic(out / name, text.encode())
     if films:
         compact(store, out / "tables" / "scores.parquet")
     paths = {run.clip.sha256: store.path(run.clip.sha256, "mp4") for run in frame.stored.runs}
     drawings = _drawings(analysis, out / "plots", paths if films else {})
-    drawings += extras.drawings(beside, out / "plots")
+    drawings += extras.drawings(beside, analysis.frame, out / "plots")
     draw(drawings, workers=workers, reporter=reporter or Reporter(quiet=True))
     if films:
         _gallery(analysis, store, out / "gallery")
@@ -199,15 +203,14 @@ def _gallery(analysis: Analysis, store: LocalStore, out: Path) -> None:
 
 
 def _page(analysis: Analysis, beside: Extras, out: Path, state: Mapping[str, Any]) -> None:
-    titles = plots.row_titles(analysis.labels, analysis.frame.systems)
-    sections = extras.sections(beside, analysis.frame, titles)
+    sections = [("Paired differences and power", render.html_differences(analysis.differences))]
     if state["paper"]:
         sections += papers.sections(paper_folder())
     template = (resources.files("cfbench") / "static" / "report.html").read_text(encoding="utf-8")
     page = render_page(
         template,
         out,
-        analysis.all_tables,
+        (*analysis.all_tables, *extras.behaviour(beside, analysis.frame, analysis.header)),
         warnings=state["warnings"],
         facts=state["provenance"],
         tier=analysis.tier,

@@ -276,7 +276,7 @@ def write_report(
     readme: Path | None = None,
     films: bool = True,
     recall: Path | None = None,
-    events: bool = False,
+    survey_films: bool = False,
 ) -> dict[str, Any]:
     """The whole report of a store; returns what was written, and the minutes that it took.
 
@@ -290,7 +290,7 @@ def write_report(
         readme: a file that gets table and picture.
         films: gallery and contact sheet too.
         recall: folder of ``cfbench recall``, whose curve is put in.
-        events: look for flashbacks, loops and freezes in the films.
+        survey_films: look at the films for what they do.
 
     Raises:
         ValueError: nothing to report, or no normaliser.
@@ -304,7 +304,12 @@ def write_report(
     workers = min(os.cpu_count() or 1, MOST_DRAWERS)
     with Reporter() as reporter:
         beside = gather(
-            root, tier_of(suite), recall=recall, events=events, workers=workers, reporter=reporter
+            root,
+            tier_of(suite),
+            recall=recall,
+            survey_films=survey_films,
+            workers=workers,
+            reporter=reporter,
         )
         result = report(
             root,

@@ -187,6 +187,36 @@ def paired(
     return Paired(mean, p, len(found), expected, len(sums))
 
 
+def prompt_differences(
+    a: Mapping[tuple[str, int], float | None], b: Mapping[tuple[str, int], float | None]
+) -> Floats:
+    """Mean of ``a - b`` of each prompt, in order of the prompts' names; as for ``paired``.
+
+    Example:
+        >>> prompt_differences({("p", 0): 2.0, ("p", 1): 4.0}, {("p", 0): 1.0, ("p", 1): 1.0})
+        array([2.])
+    """
+    found = deltas(a, b)
+    if not found:
+        return np.zeros(0)
+    sums, counts = cluster_sums(
+        np.array(list(found.values()))[:, None], [prompt for prompt, _ in found]
+    )
+    return (sums / counts)[:, 0]
+
+
+def p_text(p: float | None) -> str:
+    """A p value for a table; a dash for none.
+
+    Example:
+        >>> p_text(0.0002), p_text(0.0214)
+        ('<0.001', '0.021')
+    """
+    if p is None:
+        return "\N{EN DASH}"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given.
 

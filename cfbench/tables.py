@@ -10,8 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfbench.aggregate import DIMENSIONS, QUALITY, Normaliser
+from cfbench.curves import CURVES, Curve
 from cfbench.frame import Estimate, Frame, paired_totals, summarise
-from cfbench.stats import RESAMPLES, Interval, Paired, holm, paired
+from cfbench.stats import (
+    RESAMPLES,
+    Interval,
+    Paired,
+    Power,
+    holm,
+    paired,
+    power_note,
+    prompt_differences,
+)
 from cfbench.types import RAW_FRAMES
 
 SYSTEMS: Mapping[str, str] = {
@@ -73,6 +83,11 @@ PAPER_NOTE = (
     "another scale, printed for the order of the rows. Its full row's Total does not follow from "
     "its Quality and Semantic, which give 82.06."
 )
+TABLE1_NOTE = (
+    "Paper: Context Forcing (arXiv:2602.06028), Table 1, by DINOv2 and CLIP over films of a 1.3 B "
+    "model of 100 prompts; another scale, printed for the order of the rows."
+)
+NO_FRAME = "no film has a frame there"
 # (heading, key in the summary, column of the paper's table)
 ABLATION_COLUMNS = (
     ("Total", "total", "total"),
@@ -268,6 +283,56 @@ def dimension_table(
     )
 
 
+def time_table(
+    found: Sequence[Curve], *, labels: Mapping[str, str], paper: Paper, tier: str, header: str
+) -> Table:
+    """One measure at 10 to 60 s of every system, with the paper's values beside.
+
+    Args:
+        found: curves of the measure, one a system.
+        labels: label by system.
+        paper: the paper's Table 1 by system; empty leaves its columns out.
+        tier: whose features these are.
+        header: provenance.
+    """
+    measure, times = found[0].dimension, found[0].times_s
+    known = {curve.system: curve for curve in found}
+    rows = [
+        Row(
+            system=name,
+            label=labels.get(name, label),
+            is_reference=name in REFERENCES,
+            cells=tuple(
+                Estimate(
+                    mean=mean,
+                    scored=scored,
+                    expected=known[name].expected,
+                    reason="" if scored else NO_FRAME,
+                )
+                for mean, scored in zip(known[name].means, known[name].scored, strict=True)
+            ),
+            paper=tuple(paper.get(name, {}).get(f"{measure}_{time:g}s") for time in times if paper),
+        )
+        for name, label in system_order(known).items()
+        if name in known
+    ]
+    columns = tuple(f"{time:g} s" for time in times)
+    note = (
+        f"Means over half a second to both sides, by the {tier} tier's features. Brackets: 95 % "
+        "interval, resampling prompts (from 5 on)."
+    )
+    return Table(
+        name=f"time-{measure.replace('_', '-')}",
+        title=CURVES[measure],
+        columns=columns,
+        paper_columns=columns if paper else (),
+        rows=tuple(rows),
+        notes=(note, TABLE1_NOTE) if paper else (note,),
+        header=header,
+        bold=False,
+    )
+
+
 def best_rows(table: Table) -> list[int | None]:
     """Row of the best value of each column among systems, or None; references do not count."""
     if not table.bold:
@@ -285,12 +350,16 @@ def best_rows(table: Table) -> list[int | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """``ours`` minus another system on film-level Totals; ``p_holm`` is adjusted over systems."""
+    """``ours`` minus another system on film-level Totals; ``p_holm`` is adjusted over systems.
+
+    ``power`` says what so many prompts can show, all systems compared together.
+    """
 
     system: str
     label: str
     paired: Paired
     p_holm: float | None
+    power: Power | None
 
 
 def differences(
@@ -307,13 +376,12 @@ def differences(
     """
     ours = frame.where(system=base)
     order = {name: label for name, label in system_order(frame.systems).items() if name != base}
-    results = {
-        name: paired(
-            *paired_totals(ours, frame.where(system=name), normaliser), resamples=resamples
-        )
+    totals = {
+        name: paired_totals(ours, frame.where(system=name), normaliser)
         for name in order
         if name in frame.systems and ours.runs
     }
+    results = {name: paired(*both, resamples=resamples) for name, both in totals.items()}
     tested = {n: r.p for n, r in results.items() if r.p is not None and n not in REFERENCES}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [
@@ -322,6 +390,8 @@ def differences(
             label=labels.get(name, order[name]),
             paired=result,
             p_holm=adjusted.get(name),
+            # Holm begins with the smallest of all that are tested.
+            power=power_note(prompt_differences(*totals[name]), tests=max(1, len(tested))),
         )
         for name, result in results.items()
     ]
@@ -344,13 +414,16 @@ def differences_csv(rows: Sequence[Difference], header: str) -> str:
             "pairs",
             "expected",
             "prompts",
+            "detectable",
+            "prompts_needed",
         ]
     )
     for row in rows:
         bounds = [_hundred(value) for value in row.paired.mean]
         tests = ["" if p is None else f"{p:.4f}" for p in (row.paired.p, row.p_holm)]
         counts = [row.paired.scored, row.paired.expected, row.paired.prompts]
-        writer.writerow([row.system, row.label, *bounds, *tests, *counts])
+        seen = ["", ""] if row.power is None else [_hundred(row.power.detectable), row.power.needed]
+        writer.writerow([row.system, row.label, *bounds, *tests, *counts, *seen])
     return out.getvalue()
 
 

@@ -16,11 +16,11 @@ from cfbench.stats import (
     Interval,
     Paired,
     Power,
-    cluster_sums,
     deltas,
     holm,
     paired,
     power_note,
+    prompt_differences,
 )
 
 SHOWN = 10
@@ -160,7 +160,7 @@ def _rows(
             adjusted.get(name),
             # Holm begins with the smallest of as many tests as there are dimensions.
             power_note(
-                prompt_means(*values[name]), tests=1 if name == TOTAL else max(1, len(tested))
+                prompt_differences(*values[name]), tests=1 if name == TOTAL else max(1, len(tested))
             ),
         )
         for name, result in found.items()
@@ -172,16 +172,6 @@ def _by_film(side: Frame, column_N: np.ndarray) -> FilmValues:
         (run.prompt_id, run.seed): None if np.isnan(value) else float(value)
         for run, value in zip(side.runs, column_N, strict=True)
     }
-
-
-def prompt_means(a: FilmValues, b: FilmValues) -> np.ndarray:
-    """Mean difference of each prompt, in order of the prompts' names."""
-    found = deltas(a, b)
-    if not found:
-        return np.zeros(0)
-    values = np.array(list(found.values()))[:, None]
-    sums, counts = cluster_sums(values, [prompt for prompt, _ in found])
-    return (sums / counts)[:, 0]
 
 
 def _means(a: FilmValues, b: FilmValues) -> tuple[float | None, float | None]:

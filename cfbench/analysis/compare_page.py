@@ -17,7 +17,7 @@ from cfbench.gallery import link_films
 from cfbench.page import fill
 from cfbench.progress import Reporter
 from cfbench.render import DASH
-from cfbench.stats import Interval
+from cfbench.stats import Interval, p_text
 from cfbench.store import open_store, write_atomic
 from cfbench.tables import system_order
 from cfbench.types import Prompt, Tier
@@ -153,7 +153,7 @@ def _table(rows: Sequence[Row], labels: tuple[str, str]) -> str:
     lines = [
         f"<tr><th>{html.escape(row.name.replace('_', ' '))}</th><td>{_number(row.a)}</td>"
         f"<td>{_number(row.b)}</td><td>{_bounds(row.paired.mean)}</td>"
-        f"<td>{DASH if row.p_holm is None else f'{row.p_holm:.3f}'}</td>"
+        f"<td>{p_text(row.p_holm)}</td>"
         f"<td>{row.paired.scored}/{row.paired.expected}</td></tr>"
         for row in rows
     ]

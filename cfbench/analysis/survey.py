@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cfbench import prompts as prompt_sets
 from cfbench import video
 from cfbench.analysis.drift import Drift, Series, Settings, drift, pixel_series
 from cfbench.analysis.events import Event, detect
@@ -26,10 +27,12 @@ from cfbench.tables import REFERENCES, Row, Table, system_order
 from cfbench.types import Prompt, RunRecord
 
 FILE = "survey.json"
-RULES = 1
+RULES = 2
 """Changes with any rule of events, motion or drift: films are then looked at anew."""
 
 DIGITS = 5
+CLIPS = "dino_clips"
+"""Measure of ``consistency_of`` that compares clips."""
 CHANGE_S = 0.25
 COLUMNS: Mapping[str, str] = {
     "Flashback": "films with a flashback to their opening",
@@ -38,14 +41,16 @@ COLUMNS: Mapping[str, str] = {
     "Dynamic": "films that VBench's rule calls dynamic",
     "Own motion": "the same with the camera's motion taken out",
     "Drifted": "films whose exposure, saturation or sharpness left the band around their opening",
+    "Clip to clip": "consistency of the first frames of clips of 2 s, no share of films",
 }
 
 
 class Task(NamedTuple):
-    """A film to look at."""
+    """A film to look at; ``features`` as for ``spaces.load``, or nothing."""
 
     sha: str
     path: Path
+    features: str = ""
 
     def __str__(self) -> str:
         return self.path.name
@@ -61,6 +66,7 @@ class Behaviour(NamedTuple):
         own: the same without the camera's motion; None where that cannot be judged.
         reason: why ``own`` is None.
         series: exposure, saturation and sharpness by window.
+        clips: consistency from clip to clip; None where no features were asked for.
     """
 
     seconds: float
@@ -69,6 +75,7 @@ class Behaviour(NamedTuple):
     own: bool | None
     reason: str
     series: tuple[Series, ...]
+    clips: float | None = None
 
     def drifts(self) -> list[Drift]:
         """Drift of each measure."""
@@ -85,7 +92,7 @@ class Behaviour(NamedTuple):
 
 def from_tree(tree: Mapping[str, Any]) -> Behaviour:
     """What one film does."""
-    rest = {name: tree[name] for name in ("seconds", "dynamic", "own", "reason")}
+    rest = {name: tree[name] for name in ("seconds", "dynamic", "own", "reason", "clips")}
     starts = np.array(tree["starts_s"])
     series = [Series(name, starts, np.array(row)) for name, row in tree["series"].items()]
     events = tuple(Event(**event) for event in tree["events"])
@@ -108,17 +115,34 @@ def behaviour(task: Task) -> Behaviour:
         own=found.own,
         reason=found.reason,
         series=tuple(pixel_series(clip, Settings())),
+        clips=_clips(task),
     )
 
 
-def read(out: Path) -> dict[str, Behaviour]:
-    """What films do, by hash; none where nobody looked by the present rules."""
+def _clips(task: Task) -> float | None:
+    if not task.features:
+        return None
+    from cfbench.analysis.consistency import FilmTask, consistency_of
+
+    known = consistency_of(FilmTask(task.path, "", "", (), task.features)).clips
+    return known.get(CLIPS)
+
+
+def read(out: Path, features: str) -> dict[str, Behaviour]:
+    """What films do, by hash; none where nobody looked by the present rules and these features."""
     path = out / FILE
     if not path.is_file():
         return {}
     tree = json.loads(path.read_text(encoding="utf-8"))
-    films = tree["films"] if tree.get("rules") == RULES else {}
+    films = tree["films"] if tree.get("rules") == [RULES, features] else {}
     return {sha: from_tree(one) for sha, one in films.items()}
+
+
+def written(out: Path, found: Mapping[str, Behaviour], features: str) -> None:
+    """Puts into a folder what ``read`` reads."""
+    films = {sha: one.tree() for sha, one in found.items()}
+    tree = {"rules": [RULES, features], "films": films}
+    write_atomic(out / FILE, (json.dumps(tree, sort_keys=True) + "\n").encode())
 
 
 def films_of(store: LocalStore) -> list[RunRecord]:
@@ -127,13 +151,14 @@ def films_of(store: LocalStore) -> list[RunRecord]:
 
 
 def survey(
-    store: LocalStore, out: Path, *, workers: int, reporter: Reporter
+    store: LocalStore, out: Path, *, features: str, workers: int, reporter: Reporter
 ) -> dict[str, Behaviour]:
     """Looks at the stored films of a run that nobody looked at yet, and keeps what they do.
 
     Args:
         store: of the films.
         out: folder of what is found.
+        features: of the comparison from clip to clip, as for ``spaces.load``; empty is none.
         workers: processes.
         reporter: shows how far it is.
 
@@ -141,14 +166,13 @@ def survey(
         CfError: films that cannot be decoded or are too short, or the disk refuses.
     """
     shas = list(dict.fromkeys(run.clip.sha256 for run in films_of(store)))
-    known = read(out)
-    tasks = [Task(sha, store.path(sha, "mp4")) for sha in shas if sha not in known]
+    known = read(out, features)
+    tasks = [Task(sha, store.path(sha, "mp4"), features) for sha in shas if sha not in known]
     if tasks:
         results = look(tasks, behaviour, workers=workers, reporter=reporter)
         known |= {task.sha: result for task, result in zip(tasks, results, strict=True)}
     kept = {sha: known[sha] for sha in shas}
-    tree = {"rules": RULES, "films": {sha: one.tree() for sha, one in kept.items()}}
-    write_atomic(out / FILE, (json.dumps(tree, sort_keys=True) + "\n").encode())
+    written(out, kept, features)
     return kept
 
 
@@ -162,6 +186,12 @@ def changes_s(prompt: Prompt) -> tuple[float, ...]:
         (4.5,)
     """
     return tuple(accumulate(segment.seconds for segment in prompt.segments[:-1]))
+
+
+def changes_of(store: LocalStore, runs: Sequence[RunRecord]) -> dict[str, tuple[float, ...]]:
+    """When the text changes, by prompt, of the films whose prompts are stored."""
+    prompts = prompt_sets.stored(runs, lambda sha: store.path(sha, "json"))
+    return {name: changes_s(prompt) for name, prompt in prompts.items()}
 
 
 def at_changes(event: Event, times_s: Sequence[float]) -> bool:
@@ -183,6 +213,7 @@ def values_of(film: Behaviour) -> tuple[float, ...]:
         float(film.dynamic),
         np.nan if film.own is None else float(film.own),
         float(any(one.fails_s is not None for one in film.drifts())),
+        np.nan if film.clips is None else film.clips,
     )
 
 

@@ -5,22 +5,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cfbench import prompts as prompt_sets
 from cfbench import render, tables
 from cfbench.analysis import survey_draw
-from cfbench.analysis.survey import at_changes, behaviour_table, changes_s, films_of, survey
+from cfbench.analysis.survey import at_changes, behaviour_table, changes_of, films_of, survey
 from cfbench.progress import Reporter
 from cfbench.store import open_store, write_atomic
 
 log = logging.getLogger(__name__)
 
 
-def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str, Any]:
+def write_survey(
+    root: Path, to: Path, *, features: str, workers: int, header: str
+) -> dict[str, Any]:
     """Writes what the films of a run do: records of films, table and plots.
 
     Args:
         root: store of the run.
         to: folder to write.
+        features: of the comparison from clip to clip, as for ``spaces.load``; empty is none.
         workers: processes.
         header: provenance, printed with the table.
 
@@ -33,7 +35,7 @@ def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str
     """
     store = open_store(root)
     with Reporter() as reporter:
-        found = survey(store, to, workers=workers, reporter=reporter)
+        found = survey(store, to, features=features, workers=workers, reporter=reporter)
     runs = films_of(store)
     labels = {run.system: run.label for run in runs}
     table = behaviour_table(runs, found, labels=labels, header=header)
@@ -43,8 +45,7 @@ def write_survey(root: Path, to: Path, *, workers: int, header: str) -> dict[str
         ("tex", render.latex(table)),
     ):
         write_atomic(to / f"{table.name}.{suffix}", text.encode())
-    prompts = prompt_sets.stored(runs, lambda sha: store.path(sha, "json"))
-    changes = {name: changes_s(prompt) for name, prompt in prompts.items()}
+    changes = changes_of(store, runs)
     survey_draw.event_lines(to / "events", runs, found, labels, changes)
     survey_draw.drift_by_system(to / "drift", runs, found, labels)
     shown = survey_draw.clearest(runs, found)

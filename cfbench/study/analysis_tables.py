@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cfbench.render import DASH, escape
-from cfbench.stats import Interval
+from cfbench.stats import Interval, p_text
 from cfbench.study.findings import Findings, Study
 from cfbench.study.preference import Preference, SideBias
 from cfbench.study.tables import Comparison, Design
@@ -57,13 +57,6 @@ def bracketed(mean: Interval, scale: float = 100.0, digits: int = 1) -> str:
     if mean.low is None or mean.high is None:
         return value
     return f"{value} [{scale * mean.low:.{digits}f}, {scale * mean.high:.{digits}f}]"
-
-
-def p_text(p: float | None) -> str:
-    """A p-value; a dash for none."""
-    if p is None:
-        return DASH
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def csv_table(study: Study, paper: Mapping[str, float], header: str) -> str:

@@ -10,12 +10,12 @@ import pytest
 
 from cfbench import video
 from cfbench.aggregate import DIMENSIONS, normaliser_bytes
-from cfbench.analysis.compare import Case, Comparison, compare, prompt_means
+from cfbench.analysis.compare import Case, Comparison, compare
 from cfbench.analysis.compare_page import render, write_comparison
 from cfbench.curves import CURVES
 from cfbench.frame import build_frame
 from cfbench.prompts import canonical
-from cfbench.stats import deltas, holm
+from cfbench.stats import deltas, holm, prompt_differences
 from cfbench.store import open_store
 from cfbench.types import Prompt, RunRecord, Score, Segment
 from tests.helpers.bench import cfbench
@@ -116,8 +116,8 @@ def test_films_that_only_one_has_do_not_count() -> None:
     a = {("p", 0): 0.5, ("p", 1): 0.9, ("q", 0): None, ("r", 0): 0.1}
     b = {("p", 0): 0.2, ("p", 1): 0.4, ("q", 0): 0.3, ("s", 0): 0.1}
     assert deltas(a, b) == pytest.approx({("p", 0): 0.3, ("p", 1): 0.5})
-    assert prompt_means(a, b) == pytest.approx([0.4])
-    assert len(prompt_means({}, b)) == 0
+    assert prompt_differences(a, b) == pytest.approx([0.4])
+    assert len(prompt_differences({}, b)) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ import pytest
 
 from cfbench import video
 from cfbench.aggregate import normaliser_bytes
+from cfbench.analysis.consistency import CLIP_S
+from cfbench.analysis.drift import Series
+from cfbench.analysis.events import Event
+from cfbench.analysis.survey import Behaviour
 from cfbench.curves import CURVES
 from cfbench.errors import CfError
 from cfbench.extras import Extras, gather
@@ -140,7 +144,12 @@ def test_check_finds_an_edited_and_a_missing_table(made: tuple[Path, ReportResul
     assert wrong == ["tables/ablation.csv", "tables/curves.csv"]
 
 
-EVENT = {"kind": "flashback", "start_s": 1.0, "end_s": 2.0, "score": 0.5, "period_s": None}
+EVENT = Event("flashback", 1.0, 2.0, 0.5)
+STEADY = tuple(
+    Series(name, np.arange(5) * 2.0, np.full(5, 0.5))
+    for name in ("exposure", "saturation", "sharpness")
+)
+STILL = Behaviour(10.0, (), dynamic=False, own=None, reason="r", series=STEADY, clips=0.75)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +165,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, made: tuple[Path, ReportResu
         for number in range(2)
     ]
     beside = Extras(
-        answers=tuple(answers), events={sha: [EVENT] if sha == films[0] else [] for sha in films}
+        answers=tuple(answers),
+        features="tiny",
+        changes={"p0": (4.0,)},
+        films={sha: STILL._replace(events=(EVENT,) if sha == films[0] else ()) for sha in films},
     )
     (tmp_path / "unit.json").write_bytes((made[0] / "unit.json").read_bytes())
     (tmp_path / "store").symlink_to(made[0] / "store")
@@ -173,7 +185,12 @@ def test_a_report_without_films_is_made_again_from_its_own_inputs(whole: Path) -
     assert not re.search(r"https?:", page)
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', page):
         assert (whole / link).is_file(), link
-    assert "<td>1 (1)</td>" in page
+    assert "What films do" in page
+    assert "Paired differences and power" in page
+    assert "<caption>Similarity to the first frame</caption>" in page
+    assert ",75.00," in (whole / "tables" / "behaviour.csv").read_text()
+    for name in ("events", "drift"):
+        assert (whole / "plots" / f"{name}.pdf").is_file()
     assert "83.64<sup>" in page  # a Total of the paper that breaks the formula
     assert "flashback,1.0,2.0,0.5," in (whole / "tables" / "events.csv").read_text()
     assert (whole / "plots" / "forgetting.pdf").is_file()
@@ -186,14 +203,17 @@ def test_every_edit_of_a_report_without_films_is_found(whole: Path) -> None:
         "index.html": lambda raw: raw + b"more",
         "extra.csv": lambda raw: b"a",
         # What follows from an edited input is found too.
-        "inputs/events.json": lambda raw: raw.replace(b"flashback", b"loop"),
+        "inputs/survey.json": lambda raw: raw.replace(b"flashback", b"loop"),
     }
     for name, edit in edits.items():
         path = whole / name
         path.write_bytes(edit(path.read_bytes() if path.exists() else b""))
-    follows = {"report.json", "tables/events.csv"}
+    follows = {
+        "report.json", "tables/events.csv", "plots/events.png", "plots/events.pdf",
+        *(f"tables/behaviour.{kind}" for kind in ("csv", "md", "tex")),
+    }  # fmt: skip
     wrong = check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
-    assert set(wrong) == {*edits, *follows} - {"inputs/events.json"}
+    assert set(wrong) == {*edits, *follows} - {"inputs/survey.json"}
     (whole / "inputs" / "records.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="make it again"):
         check(whole / "nowhere", whole, normaliser=whole.parent / "unit.json")
@@ -244,16 +264,18 @@ def test_films_of_several_machines_are_packed_together(
 def test_answers_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     quiet = Reporter(quiet=True)
     with pytest.raises(CfError, match="no answers"):
-        gather(tmp_path, "tiny", recall=tmp_path, events=False, workers=1, reporter=quiet)
+        gather(tmp_path, "tiny", recall=tmp_path, survey_films=False, workers=1, reporter=quiet)
 
 
 def test_events_of_a_runs_films(made: tuple[Path, ReportResult]) -> None:
     found = gather(
-        made[0] / "store", "tiny", recall=None, events=True, workers=1,
+        made[0] / "store", "tiny", recall=None, survey_films=True, workers=1,
         reporter=Reporter(quiet=True),
     )  # fmt: skip
-    assert len(found.events) == 9
-    kinds = {event["kind"] for events in found.events.values() for event in events}
+    assert len(found.films) == 9
+    for film in found.films.values():
+        assert (film.clips is None) == (film.seconds < 2 * CLIP_S)
+    kinds = {event.kind for film in found.films.values() for event in film.events}
     assert kinds <= {"flashback", "freeze"}
 
 

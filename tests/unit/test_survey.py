@@ -31,12 +31,14 @@ def film(*events: Event, own: bool | None = True, series: Series = STEADY) -> Be
 
 def test_values_are_shares_of_films_and_of_their_time():
     back, hold = Event("flashback", 4.0, 6.0, 0.5), Event("freeze", 6.0, 8.5, 0.5)
-    assert values_of(film(back, back, hold)) == (1, 0, 0.25, 1, 1, 0)
+    assert values_of(film(back, back, hold))[:6] == (1, 0, 0.25, 1, 1, 0)
     loop = Event("loop", 0.0, 6.0, 0.5, 2.0)
     found = values_of(film(loop, own=None, series=FADING))
     assert found[:4] == (0, 0.6, 0, 1)
     assert np.isnan(found[4])
     assert found[5] == 1
+    assert np.isnan(found[6])
+    assert values_of(film()._replace(clips=0.75))[6] == 0.75
 
 
 def test_events_at_changes_of_the_text_are_told_from_others():
@@ -102,10 +104,16 @@ def test_the_verb_tells_and_draws_a_planted_flashback(root: Path, tmp_path: Path
     assert (told["films"], told["events"]["flashback"]) == (2, 1)
     assert told["flashbacks_at_changes_of_text"] == 0
     text = (tmp_path / "behaviour.csv").read_text(encoding="utf-8")
-    rows = {line.split(",")[0]: line.split(",")[2] for line in text.splitlines()[2:]}
-    assert rows == {"longlive": "100.00", "rendered-truth": "0.00"}
+    cells = {line.split(",")[0]: line.split(",") for line in text.splitlines()[2:]}
+    assert {name: row[2] for name, row in cells.items()} == {
+        "longlive": "100.00", "rendered-truth": "0.00"
+    }  # fmt: skip
+    # The last value of three numbers and two counts, then the reason: from clip to clip.
+    assert all(0 < float(row[-6]) < 100 for row in cells.values())
     for name in ("events", "drift", "flashback"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     kept = (tmp_path / survey.FILE).read_bytes()
-    assert write_survey(root, tmp_path, workers=1, header="h") == told
+    assert write_survey(root, tmp_path, features="tiny", workers=1, header="h") == told
     assert (tmp_path / survey.FILE).read_bytes() == kept
+    assert len(survey.read(tmp_path, "tiny")) == 2
+    assert not survey.read(tmp_path, "")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cfbench import render, tables
+from cfbench.curves import time_curves
 from cfbench.frame import build_frame
 from cfbench.tables import Table
 from cfmodel.presets import presets
@@ -137,6 +138,30 @@ def test_differences_are_paired_and_adjusted() -> None:
     assert rows["frozen"].p_holm is None
     text = tables.differences_csv(list(rows.values()), "h")
     assert "no-slow,w/o slow memory,20.00,20.00,20.00,0.0312,0.0625,12,12,6" in text
+    power = rows["no-slow"].power
+    assert power is not None
+    assert power.prompts == 6
+    page = render.html_differences(list(rows.values()))
+    assert "<td>+20.00 <small>[20.00, 20.00]</small></td><td>0.062</td><td>12/12</td>" in page
+
+
+def test_the_paper_stands_beside_a_measure_over_time() -> None:
+    runs, scores = world({"ours": 0.8, "frozen": 0.3})
+    frame = build_frame(runs, scores, "tiny")
+    found = time_curves(frame, "dino_first")
+    paper = {"ours": {"dino_first_10s": 91.45, "clip_f_10s": 95.8}}
+    table = tables.time_table(found, labels={}, paper=paper, tier="tiny", header="h")
+    ours, frozen = table.rows
+    assert (table.name, table.columns[0], table.columns[-1]) == ("time-dino-first", "10 s", "60 s")
+    assert ours.paper[0] == 91.45
+    assert set(ours.paper[1:]) == {None} == set(frozen.paper)
+    assert frozen.is_reference
+    (curve,) = (one for one in found if one.system == "ours")
+    for cell, mean in zip(ours.cells, curve.means, strict=True):
+        assert cell.mean == mean
+        assert (cell.mean.value is None) == bool(cell.reason)
+    bare = tables.time_table(found, labels={}, paper={}, tier="tiny", header="h")
+    assert bare.paper_columns == bare.rows[0].paper == ()
 
 
 def test_dimension_table_has_sixteen_columns() -> None:

@@ -252,7 +252,7 @@ def _level(image_YX3: Floats, out_YX3: Floats, norm: Norm) -> None:
     if norm == AS_THEY_ARE:
         return
     # A row of all pixels' colours: numpy is slow over three numbers at a time.
-    mean, std = (np.tile(np.float32(values), out_YX3.shape[1]) for values in norm)
+    mean, std = (np.tile(np.asarray(values, np.float32), out_YX3.shape[1]) for values in norm)
     lines = out_YX3.reshape(len(out_YX3), -1)
     np.subtract(lines, mean, out=lines)
     np.divide(lines, std, out=lines)
