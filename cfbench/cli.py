@@ -231,15 +231,20 @@ def verify(out: Out = OUT_DEFAULT, as_json: Json = False) -> None:
 
 @app.command()
 def compact(
-    to: Annotated[Path, typer.Option(help="Parquet file to write, or folder with --by")],
     out: Out = OUT_DEFAULT,
+    to: Annotated[
+        Path | None, typer.Option(help="Parquet file of all scores to write, or folder with --by")
+    ] = None,
     by: Annotated[str, typer.Option(help="columns that divide it: system,dimension")] = "",
     as_json: Json = False,
 ) -> None:
-    """Writes all scores as one Parquet table in long form."""
+    """Puts a run's scores into partitioned Parquet, read faster; or all of them elsewhere."""
     from cfbench.compact import compact as write
     from cfbench.store import open_store
 
+    if to is None:
+        say({"scores": open_store(out).compact(), "out": str(out)}, as_json)
+        return
     rows = write(open_store(out), to, [name for name in by.split(",") if name])
     say({"rows": rows, "table": str(to)}, as_json)
 

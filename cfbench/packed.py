@@ -15,7 +15,8 @@ from cfbench.claims import ATTRIBUTES
 from cfbench.curves import CURVES
 from cfbench.errors import CfError
 from cfbench.frame import current_runs, newest_versions, one_protocol
-from cfbench.store import LocalStore, open_store, run_from, score_from, write_atomic
+from cfbench.records import run_from, score_from
+from cfbench.store import LocalStore, open_store, write_atomic
 from cfbench.types import RunRecord, Score, Tier, WindowScore, to_json
 
 ABOUT = b"cfbench"

@@ -7,6 +7,7 @@ Layout under the root::
                                      protocol raw-frames are not kept
     tmp/<writer>/                    what is being written; swept once its writer is gone
     beats/<driver>.json              what a driver's workers have in hand
+    compacted/                       scores as Parquet, see ``cfbench.compacted``
 """
 
 import contextlib
@@ -20,44 +21,43 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
+from cfbench import compacted
+from cfbench.compacted import Kept, key_of
 from cfbench.errors import UNWRITABLE, CfError, unwritable
 from cfbench.mirror import Mirror, url_of
+from cfbench.records import (
+    Damage,
+    Line,
+    build,
+    dump,
+    failure_key,
+    later,
+    latest,
+    numbered,
+    parse,
+    run_from,
+    score_from,
+    whole_bytes,
+)
 from cfbench.types import (
-    SCHEMA,
-    ClipInfo,
     Failure,
     RunRecord,
     Score,
-    WindowScore,
     to_json,
 )
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Kind = Literal["runs", "scores", "failures"]
 KINDS: tuple[Kind, ...] = ("runs", "scores", "failures")
-FOLDERS = ("records", "objects", "tmp", "beats")
+FOLDERS = ("records", "objects", "tmp", "beats", compacted.FOLDER)
 HASH_BLOCK = 1 << 20
-
-
-class Line(NamedTuple):
-    """One stored record and when it was written, in nanoseconds since 1970 (UTC)."""
-
-    at: int
-    record: dict[str, Any]
-
-
-class Damage(NamedTuple):
-    """A line that cannot be read; ``torn`` when it is the unfinished last one of its file."""
-
-    where: str
-    torn: bool
 
 
 class Store(Protocol):
@@ -177,7 +177,7 @@ class LocalStore:
     def _line(self, record: RunRecord | Score | Failure) -> bytes:
         # Strictly rising within a writer, so that "last" is the last one appended.
         self._last_at = max(time.time_ns(), self._last_at + 1)
-        return _dump({"at": self._last_at, "record": to_json(record)}) + b"\n"
+        return dump({"at": self._last_at, "record": to_json(record)}) + b"\n"
 
     def scratch(self, ext: str) -> Path:
         """A fresh path, on the same disk as the objects, for a file being written."""
@@ -298,8 +298,69 @@ class LocalStore:
 
     def scores(self) -> list[Score]:
         """The last score of each (film, dimension, version), sorted."""
-        trees = self._latest("scores", lambda r: (r["clip_sha"], r["dimension"], r["version"]))
-        return [score_from(tree) for tree in trees]
+        return [one.score for one in self._scores()]
+
+    def _scores(self) -> list[Kept]:
+        """As ``scores``: what is compacted, and the lines behind it."""
+        rows, taken = self._compacted(compacted.Table.read)
+        known = {key_of(one.score): one for one in rows}
+        for line in self.lines("scores", taken):
+            one = Kept(line.at, score_from(line.record))
+            before = known.get(key_of(one.score))
+            if before is None or later(one, before):
+                known[key_of(one.score)] = one
+        return [known[name] for name in sorted(known)]
+
+    def compact(self) -> int:
+        """Puts all scores into a compacted table and returns how many; older tables go.
+
+        Writers may go on meanwhile: what they append is read behind the table.
+
+        Raises:
+            CfError: a line is damaged, or the disk refuses.
+        """
+        old = self._tables()
+        files = self._record_files("scores")
+        # Whole lines only, and none that is appended from here on.
+        ends = {self._name(file): whole_bytes(file) for file in files}
+        scores = self._scores()
+        parts = compacted.packed(scores)
+        name = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}"
+        table = compacted.Table(root=self.root, name=name, taken=ends, parts=tuple(sorted(parts)))
+        for part, file in zip(table.parts, table.files, strict=True):
+            self.keep(file, parts[part])
+        self.keep(f"{compacted.FOLDER}/{name}.json", table.manifest())
+        for gone in old:
+            self._drop_table(gone)
+        return len(scores)
+
+    def _tables(self) -> list[str]:
+        """Ids of compacted tables."""
+        if self._mirror is not None:
+            self._mirror.sync(compacted.FOLDER)
+        return sorted(path.stem for path in (self.root / compacted.FOLDER).glob("*.json"))
+
+    def _compacted(
+        self, read: Callable[[compacted.Table], Iterator[Item]]
+    ) -> tuple[list[Item], Mapping[str, int]]:
+        """What ``read`` gives of the compacted table, and the lines that are in it."""
+        self._record_files("scores")  # an object store brings them here
+        table = compacted.found(self.root, self._tables())
+        try:
+            return ([], {}) if table is None else (list(read(table)), table.taken)
+        except (OSError, ValueError) as error:  # another process has put a newer one there
+            log.info("compacted scores cannot be read (%s): reading all lines", error)
+            return [], {}
+
+    def _drop_table(self, name: str) -> None:
+        """The manifest first: a table without one is none."""
+        self.discard(f"{compacted.FOLDER}/{name}.json")
+        for path in sorted((self.root / compacted.FOLDER / name).rglob(compacted.PART)):
+            self.discard(self._name(path))
+        shutil.rmtree(self.root / compacted.FOLDER / name, ignore_errors=True)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def failures(self) -> list[Failure]:
         """The last failure of each (stage, job or film) that no later success replaced, sorted."""
@@ -308,21 +369,26 @@ class LocalStore:
             ("runs", "generate", "id"),
             ("scores", "score", "clip_sha"),
         )
+        rows, taken = self._compacted(compacted.Table.read)
+        for one in rows:
+            name = ("score", one.score.clip_sha)
+            last[name] = max(last.get(name, 0), one.at)
         for kind, stage, field in successes:
-            for line in self.lines(kind):
+            for line in self.lines(kind, taken if kind == "scores" else {}):
                 name = (stage, line.record[field])
                 last[name] = max(last.get(name, 0), line.at)
         open_lines = (
             line
             for line in self.lines("failures")
-            if line.at > last.get(_failure_key(line.record), 0)
+            if line.at > last.get(failure_key(line.record), 0)
         )
-        return [_build(Failure, tree) for tree in latest(open_lines, _failure_key)]
+        return [build(Failure, tree) for tree in latest(open_lines, failure_key)]
 
     def scored(self) -> set[tuple[str, str, str]]:
         """(film, dimension, version) of every score; of many films cheaper than ``scores``."""
-        lines = self.lines("scores")
-        return {(r["clip_sha"], r["dimension"], r["version"]) for _, r in lines}
+        keys, taken = self._compacted(compacted.Table.keys)
+        lines = self.lines("scores", taken)
+        return set(keys) | {(r["clip_sha"], r["dimension"], r["version"]) for _, r in lines}
 
     def done_ids(self) -> set[str]:
         """Ids of the jobs that have a record and, where films are stored, a film."""
@@ -336,7 +402,7 @@ class LocalStore:
 
     def write_plan(self, tree: dict[str, Any]) -> None:
         """Keep what was planned last: rows in order, and why some are null."""
-        self.keep("plan.json", _dump(tree) + b"\n")
+        self.keep("plan.json", dump(tree) + b"\n")
 
     def plan(self) -> dict[str, Any]:
         """What was planned last: ``systems`` in order, ``null`` reasons by system, ``jobs``."""
@@ -371,8 +437,8 @@ class LocalStore:
         found: list[Damage] = []
         for kind in KINDS:
             for file in self._record_files(kind):
-                for number, raw in _numbered(file):
-                    if _parse(raw) is None:
+                for number, raw in numbered(file):
+                    if parse(raw) is None:
                         where = f"{file.relative_to(self.root)}:{number}"
                         found.append(Damage(where, not raw.endswith(b"\n")))
         return found
@@ -386,42 +452,29 @@ class LocalStore:
             self._mirror.sync(f"records/{kind}")
         return sorted((self.root / "records" / kind).glob("*.jsonl"))
 
-    def lines(self, kind: Kind) -> Iterator[Line]:
+    def lines(self, kind: Kind, taken: Mapping[str, int] | None = None) -> Iterator[Line]:
         """Every record that was ever appended, older ones of a job too, in no order.
+
+        Args:
+            kind: of the records.
+            taken: bytes at the beginning of files, by their name, that are left out.
 
         Raises:
             CfError: a line in the middle of a file is damaged.
         """
         for file in self._record_files(kind):
-            for number, raw in _numbered(file):
-                line = _parse(raw)
+            for number, raw in numbered(file, (taken or {}).get(self._name(file), 0)):
+                line = parse(raw)
                 if line is not None:
                     yield line
                 elif raw.endswith(b"\n"):
                     raise CfError(
                         f"{file}:{number} is not a record; restore the file or delete that line"
+                        + (" (counted behind what is compacted)" if taken else "")
                     )
 
     def _latest(self, kind: Kind, key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
         return latest(self.lines(kind), key)
-
-
-def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
-    """The last record of each key, sorted by key; the order in which lines come does not matter.
-
-    Two records written in the same nanosecond are ordered by their canonical JSON.
-    """
-    last: dict[Any, Line] = {}
-    for line in lines:
-        name = key(line.record)
-        before = last.get(name)
-        if (
-            before is None
-            or line.at > before.at
-            or (line.at == before.at and _dump(line.record) > _dump(before.record))
-        ):
-            last[name] = line
-    return [last[name].record for name in sorted(last)]
 
 
 def open_store(root: Path, *, exists: bool = True) -> LocalStore:
@@ -499,62 +552,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _numbered(file: Path) -> Iterator[tuple[int, bytes]]:
-    with file.open("rb") as handle:
-        yield from enumerate(handle, 1)
-
-
-def _parse(raw: bytes) -> Line | None:
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        # Of text, not of bytes: whose encoding would be guessed again for every line.
-        tree = json.loads(raw.decode())
-    except ValueError:
-        return None
-    if not isinstance(tree, dict) or tree.keys() != {"at", "record"}:
-        return None
-    return Line(tree["at"], tree["record"])
-
-
-def _dump(tree: Any) -> bytes:
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _build(kind: Any, tree: dict[str, Any]) -> Any:
-    if tree.get("schema") != SCHEMA:
-        raise CfError(f"{kind.__name__} schema {tree.get('schema')!r}: this version reads {SCHEMA}")
-    known = _names(kind)
-    if tree.keys() != known:
-        raise CfError(f"{kind.__name__} has unknown or missing keys {sorted(set(tree) ^ known)}")
-    return kind(**tree)
-
-
-@functools.cache
-def _names(kind: Any) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind))
-
-
-def run_from(tree: dict[str, Any]) -> RunRecord:
-    """The run of a record's JSON tree.
-
-    Raises:
-        CfError: of another version, or with other keys.
-    """
-    return _build(RunRecord, {**tree, "clip": ClipInfo(**tree["clip"])})
-
-
-def score_from(tree: dict[str, Any]) -> Score:
-    """The score of a record's JSON tree.
-
-    Raises:
-        CfError: of another version, or with other keys.
-    """
-    windows = tuple(WindowScore(**window) for window in tree["windows"])
-    return _build(Score, {**tree, "windows": windows})
-
-
-def _failure_key(tree: dict[str, Any]) -> tuple[str, str]:
-    return tree["stage"], tree["id"]

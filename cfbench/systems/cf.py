@@ -64,6 +64,8 @@ class CfSystem:
 
     def begun(self, jobs: Sequence[Job], chunks: int) -> Iterator[video.Frames]:
         """The first chunks of the jobs' films, as ``films``."""
+        import torch
+
         from cfmodel.pipeline import Request
 
         requests = [
@@ -72,8 +74,13 @@ class CfSystem:
             )
             for job in jobs
         ]
-        for frames_BRYXC in self.pipeline.films(requests, chunks):
-            yield frames_BRYXC.numpy()
+        try:
+            for frames_BRYXC in self.pipeline.films(requests, chunks):
+                yield frames_BRYXC.numpy()
+        except torch.OutOfMemoryError:
+            # What is cached may be what the next attempt lacks.
+            torch.cuda.empty_cache()
+            raise
 
     def continued(
         self,

@@ -21,6 +21,8 @@ class Squares:
     stop: tuple[int, ...] = ()
     full: tuple[int, ...] = ()
     hang_once: tuple[int, ...] = ()
+    memory: tuple[int, ...] = ()
+    memory_once: tuple[int, ...] = ()
 
     def __call__(self, task: int, emit: Emit) -> int:
         emit(0.5)
@@ -33,6 +35,10 @@ class Squares:
             signal.pause()
         if task in self.die or (first and task in self.once):
             os.kill(os.getpid(), signal.SIGKILL)
+        if task in self.memory or (first and task in self.memory_once):
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if task in self.fail:
             raise ValueError(f"task {task} is\nimpossible")
         return task * task

@@ -37,6 +37,15 @@ def test_a_task_that_fails_twice_is_reported_and_the_rest_goes_on(tmp_path: Path
     assert {task for task, end in found.items() if end[0] == "done"} == {0, 2, 3}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gpu_without_room_is_tried_again_and_then_named(tmp_path: Path, workers):
+    found = ends(outcome(4, workers, Squares(tmp_path, memory=(1,), memory_once=(2,))))
+    reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert found[1] == ("failed", reason, 2)
+    assert found[2] == ("done", 4, 2)
+    assert found[0][0] == found[3][0] == "done"
+
+
 def test_a_killed_worker_is_replaced(tmp_path: Path):
     found = ends(outcome(4, 2, Squares(tmp_path, die=(0,), once=(3,))))
     assert found[0] == ("failed", "the worker process died (exit code -9)", 2)

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfbench.compact import COLUMNS, compact
+from cfbench.compacted import key_of
 from cfbench.errors import CfError
-from cfbench.store import Line, LocalStore, latest, open_store, write_atomic
-from cfbench.types import Failure, WindowScore
+from cfbench.records import Line, latest, parse
+from cfbench.store import LocalStore, open_store, write_atomic
+from cfbench.types import Failure, Score, WindowScore
 from cfbench.verify import verify
-from tests.helpers.bench import CLIP, run_record, score_record
+from tests.helpers.bench import CLIP, cfbench, run_record, score_record
 
 
 def film(store: LocalStore, content: bytes = b"film") -> str:
@@ -231,6 +233,115 @@ def test_compact_by_columns_is_the_same_table_in_parts(tmp_path: Path):
     }
     with pytest.raises(CfError, match="--by value: expected some of system"):
         compact(store, tmp_path / "u", by=["value"])
+
+
+WINDOWS = (
+    WindowScore(start_s=0, end_s=1, value=0.1),
+    WindowScore(start_s=1, end_s=2, value=None),
+)
+
+
+def scores_of(count: int, value: float = 0.25) -> list[Score]:
+    """Of as many films: with windows, null with a reason, plain."""
+    found: list[Score] = []
+    for k in range(count):
+        sha = f"{k:064x}"
+        found += [
+            replace(score_record(sha, "exposure", value + k / 3), windows=WINDOWS),
+            replace(score_record(sha, "sharpness", None), reason="why", details={"a": [1, "b"]}),
+            replace(score_record(sha, "exposure", 0.5), version="2"),
+        ]
+    return sorted(found, key=key_of)
+
+
+def test_compacted_scores_are_those_of_the_lines(tmp_path: Path):
+    with LocalStore(tmp_path) as store:
+        store.append("scores", *scores_of(3, value=0.9))
+        store.append("scores", *scores_of(3))
+        before = open_store(tmp_path).scores()
+        assert store.compact() == len(before) == 9
+        again = open_store(tmp_path)
+        assert again.scores() == before == scores_of(3)
+        assert again.scored() == {key_of(score) for score in before}
+        # Lines behind the table count, older ones in front of it do not come back.
+        late = replace(scores_of(1)[0], value=0.75)
+        store.append("scores", late, *scores_of(4)[-3:])
+        assert open_store(tmp_path).scores() == [late, *scores_of(4)[1:]]
+        assert store.compact() == 12
+        assert open_store(tmp_path).scores() == [late, *scores_of(4)[1:]]
+    (manifest,) = (tmp_path / "compacted").glob("*.json")
+    parts = sorted(p.parent.relative_to(manifest.with_suffix("")).as_posix()
+                   for p in manifest.with_suffix("").rglob("*.parquet"))  # fmt: skip
+    assert parts == ["tier=lite/dimension=exposure", "tier=lite/dimension=sharpness"]
+    rows = pq.read_table(manifest.with_suffix("")).to_pylist()
+    assert {row["dimension"] for row in rows} == {"exposure", "sharpness"}
+    assert len(rows) == 12
+
+
+def test_a_compacted_table_is_read_instead_of_its_lines(tmp_path: Path, monkeypatch):
+    with LocalStore(tmp_path) as store:
+        store.append("scores", *scores_of(2))
+        store.compact()
+        store.append("scores", *scores_of(3)[-3:])
+    read: list[bytes] = []
+    monkeypatch.setattr("cfbench.store.parse", lambda raw: read.append(raw) or parse(raw))
+    assert open_store(tmp_path).scores() == scores_of(3)
+    assert len(read) == 3
+
+
+@pytest.mark.parametrize("fault", ["torn part", "no part", "torn manifest", "lines gone", "schema"])
+def test_a_table_that_is_torn_or_of_other_lines_is_not_read(tmp_path: Path, fault):
+    with LocalStore(tmp_path) as store:
+        store.append("scores", *scores_of(2))
+        store.compact()
+    (manifest,) = (tmp_path / "compacted").glob("*.json")
+    part = next(manifest.with_suffix("").rglob("*.parquet"))
+    lines = next((tmp_path / "records" / "scores").iterdir())
+    expected = scores_of(2)
+    match fault:
+        case "torn part":
+            part.write_bytes(part.read_bytes()[:50])
+        case "no part":
+            part.unlink()
+        case "torn manifest":
+            manifest.write_bytes(manifest.read_bytes()[:20])
+        case "lines gone":
+            kept = lines.read_bytes().splitlines(keepends=True)[:3]
+            lines.write_bytes(b"".join(kept))
+            expected = expected[:3]
+        case _:
+            manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 99'))
+    assert len(open_store(tmp_path).scores()) == len(expected)
+    assert {key_of(s) for s in open_store(tmp_path).scores()} <= {key_of(s) for s in scores_of(2)}
+    assert open_store(tmp_path).compact() == len(expected)
+    assert len(list((tmp_path / "compacted").glob("*.json"))) == 1
+
+
+def test_a_torn_line_is_not_compacted_and_failures_know_compacted_successes(tmp_path: Path):
+    with LocalStore(tmp_path) as store:
+        sha = f"{0:064x}"
+        failure = Failure(
+            stage="score", id=sha, system="ours", prompt_id="p", seed=0, reason="x", attempts=2
+        )
+        store.append("failures", failure)
+        assert [one.id for one in store.failures()] == [sha]
+        store.append("scores", *scores_of(1))
+        file = next((tmp_path / "records" / "scores").iterdir())
+        size = file.stat().st_size
+        with file.open("ab") as handle:
+            handle.write(b'{"at": 1, "rec')
+        store.compact()
+    (manifest,) = (tmp_path / "compacted").glob("*.json")
+    assert list(json.loads(manifest.read_text())["taken"].values()) == [size]
+    assert open_store(tmp_path).failures() == []
+
+
+def test_the_verb_compacts_a_run(tmp_path: Path):
+    with LocalStore(tmp_path) as store:
+        store.append("scores", *scores_of(2))
+    told = cfbench("compact", "--out", str(tmp_path), "--json")
+    assert json.loads(told.stdout)["scores"] == 6
+    assert open_store(tmp_path).scores() == scores_of(2)
 
 
 def test_no_store_is_an_error_that_names_the_verb(tmp_path: Path):

@@ -39,11 +39,14 @@ def outcome(count: int, worker: Squares, **how) -> dict[int, tuple[str, object, 
 
 
 def test_failing_dying_and_good_tasks_end_as_they_do_locally(tmp_path: Path):
-    found = outcome(6, Squares(tmp_path, fail=(1,), die=(0,), once=(3,)))
+    found = outcome(6, Squares(tmp_path, fail=(1,), die=(0,), once=(3,), memory=(5,)))
     assert found[1] == ("failed", "ValueError: task 1 is impossible", 2)
     assert found[0] == ("failed", "the worker died (ActorDiedError)", 2)
     assert found[3] == ("done", 9, 2)
-    assert {task for task, end in found.items() if end[0] == "done"} == {2, 3, 4, 5}
+    assert found[5][0] == "failed"
+    assert str(found[5][1]).startswith("OutOfMemoryError: CUDA out of memory")
+    assert found[5][2] == 2
+    assert {task for task, end in found.items() if end[0] == "done"} == {2, 3, 4}
     # Killed workers cannot close; those that live do.
     assert list(tmp_path.glob("closed-*"))
 

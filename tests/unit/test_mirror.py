@@ -1,9 +1,11 @@
 """A store in an S3-compatible server that the test starts: two hosts, one truth."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +17,8 @@ from cfbench.errors import CfError
 from cfbench.mirror import Mirror
 from cfbench.status import Beat, status
 from cfbench.store import LocalStore, open_store
-from tests.helpers.bench import CLIP, run_record
+from tests.helpers.bench import CLIP, command, run_record, score_record
+from tests.helpers.bench import ROOT as ROOT_FOLDER
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs")
@@ -110,6 +113,63 @@ def test_two_hosts_that_are_killed_while_writing_lose_and_tear_nothing(bucket: s
         # What was told as written is there; the one in work may or may not be.
         assert {f"{number}-{count}" for count in range(int(path.read_text()) + 1)} <= found
     assert store.damage() == []
+
+
+def test_scores_compacted_by_one_host_are_read_by_another(bucket: str, tmp_path: Path):
+    url = "s3://films/compact"
+    one, two = host(tmp_path / "one", url), host(tmp_path / "two", url)
+    scores = [score_record(CLIP.sha256, name, 0.5) for name in ("exposure", "sharpness")]
+    one.append("scores", *scores)
+    assert two.compact() == 2
+    late = score_record(CLIP.sha256, "flicker", 0.25)
+    one.append("scores", late)
+    third = host(tmp_path / "three", url)
+    assert third.scores() == one.scores() == [scores[0], late, scores[1]]
+    assert one.compact() == 3
+    assert two.scores() == third.scores() == one.scores()
+    assert len(list((tmp_path / "two" / "compacted").glob("*.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_two_hosts_in_an_object_store(bucket: str, tmp_path: Path):
+    """Two hosts make films at once; one scores, compacts, and reports what both have made."""
+    out = "s3://films/whole"
+    made = ("--prompts", "2", "--systems", "nano/ours,nano/rendered-truth", "--seconds", "1")
+    hosts = [tmp_path / f"host-{k}" for k in range(2)]
+    for folder in hosts:
+        folder.mkdir()
+
+    def at(folder: Path) -> dict[str, str]:
+        """A host's own temporary folder, in which its cache lies."""
+        return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+
+    both = [
+        subprocess.Popen(
+            command("generate", *made, "--out", out, "--workers", "1", "--shard", f"{k}/2"),
+            cwd=ROOT_FOLDER, env=at(folder),
+        )
+        for k, folder in enumerate(hosts)
+    ]  # fmt: skip
+    assert [process.wait() for process in both] == [0, 0]
+
+    def told(*words: str) -> dict[str, object]:
+        done = subprocess.run(
+            command(*words, "--out", out, "--json"), capture_output=True, text=True,
+            cwd=ROOT_FOLDER, env=at(hosts[1]), check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    assert told("status")["done"] == 4
+    told("score", "--workers", "1")
+    scores = open_store(Path(out)).scores()
+    assert told("compact")["scores"] == len(scores) > 0
+    assert open_store(Path(out)).scores() == scores
+    assert told("verify")["problems"] == []
+    page = told("report", "--to", str(tmp_path / "report"))
+    assert page["films"] == 4
+    assert (tmp_path / "report" / "tables" / "ablation.csv").is_file()
+    again = told("generate", *made, "--workers", "1")
+    assert (again["made"], again["present"]) == (0, 4)
 
 
 def test_addresses_open_stores_and_unknown_ones_are_refused(bucket: str):
