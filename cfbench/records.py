@@ -1,8 +1,10 @@
 """Lines of records as a store keeps them, and the records in them."""
 
 import functools
+import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,18 @@ class Damage(NamedTuple):
 
     where: str
     torn: bool
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """No search for cycles while many records are made, which have none: half of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def latest(lines: Iterator[Line], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:

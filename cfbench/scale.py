@@ -61,6 +61,8 @@ def speed_scale(sizes: Sequence[int], folder: Path) -> dict[str, Any]:
                 "fill": _alone(fill, size, root),
                 "status": _alone(time_status, size, root),
                 "report": _alone(time_report, size, root),
+                "compact": _alone(time_compact, size, root),
+                "compacted_report": _alone(time_report, size, root),
             }
     return found
 
@@ -114,6 +116,12 @@ def time_report(size: int, root: Path) -> dict[str, Any]:
     )  # fmt: skip
     text = tables.to_csv(table)
     return {"rows": len(scores), "films": len(frame.runs), "table_lines": text.count("\n")}
+
+
+def time_compact(size: int, root: Path) -> dict[str, Any]:
+    """Put ``size`` score rows into partitioned Parquet."""
+    del size
+    return {"rows": open_store(root).compact()}
 
 
 def fill(size: int, root: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from cfbench.records import (
     parse,
     run_from,
     score_from,
+    uncollected,
     whole_bytes,
 )
 from cfbench.types import (
@@ -294,7 +295,8 @@ class LocalStore:
 
     def runs(self) -> list[RunRecord]:
         """The last record of each job, sorted by id."""
-        return [run_from(tree) for tree in self._latest("runs", lambda r: r["id"])]
+        with uncollected():
+            return [run_from(tree) for tree in self._latest("runs", lambda r: r["id"])]
 
     def scores(self) -> list[Score]:
         """The last score of each (film, dimension, version), sorted."""
@@ -302,6 +304,10 @@ class LocalStore:
 
     def _scores(self) -> list[Kept]:
         """As ``scores``: what is compacted, and the lines behind it."""
+        with uncollected():
+            return self._merged()
+
+    def _merged(self) -> list[Kept]:
         rows, taken = self._compacted(compacted.Table.read)
         known = {key_of(one.score): one for one in rows}
         for line in self.lines("scores", taken):
