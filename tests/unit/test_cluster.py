@@ -8,6 +8,8 @@ import pytest
 
 from cfbench import fanout
 from cfbench.errors import CfError
+from cfbench.store import LocalStore
+from tests.helpers.bench import cfbench, untimed
 from tests.helpers.work import Squares
 
 ray = pytest.importorskip("ray")
@@ -77,3 +79,24 @@ def test_devices_are_those_of_the_cluster():
         cluster.devices(engine, "cuda:1", 0)
     with pytest.raises(CfError, match="the cluster has 0 GPUs and 2 CPUs"):
         cluster.devices(engine, "cuda", 0)
+
+
+@pytest.mark.slow
+def test_films_and_records_are_those_of_local_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another engine, another number of workers, another order: the same bytes."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they starve beside other tests
+    made = ("generate", "--prompts", "2", "--systems", "nano/ours,nano/no-slow", "--seconds", "1")
+    ways = {
+        "local": ("--workers", "1"),
+        "ray": ("--workers", "2", "--engine", "ray"),
+    }
+    found: dict[str, list[dict[str, object]]] = {}
+    for name, words in ways.items():
+        done = cfbench(*made, *words, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        found[name] = untimed(tmp_path / name)
+        assert LocalStore(tmp_path / name).done_ids() == {run["id"] for run in found[name]}
+    assert found["local"] == found["ray"]
+    assert len(found["ray"]) == 4
