@@ -15,7 +15,8 @@ SERIES ?= tiny/ours,tiny/no-slow,tiny/slow-2,tiny/slow-4,tiny/slow-8,tiny/longli
     tiny/longlive-3.75,tiny/longlive-5.25,tiny/longlive-6,tiny/longlive-9,tiny/longlive-12,$\
     tiny/uniform-1,tiny/uniform-2,tiny/pooled,tiny/self-forcing,tiny/infinity-rope,$\
     tiny/rendered-truth,tiny/frozen
-PROBES ?= 5
+RESULT_PROMPTS ?= 6
+PROBES ?= 6
 RESULTS ?= out/results
 # What results/tiny/final is about, the rows of the paper first.
 ROWS ?= tiny/rendered-truth,tiny/ours,tiny/uniform-1,tiny/uniform-2,tiny/no-cdmd,tiny/absolute,$\
@@ -55,9 +56,9 @@ study: $(STUDY)
 readme: $(CORE)
 	$(BIN)/cfbench report --out '$(OUT)' --readme README.md
 
-## results     films, scores, forgetting curve, survey: results/tiny/report anew (15 to 40 minutes on two cores)
+## results     films, scores, forgetting curve, survey: results/tiny/report anew (about an hour on two cores)
 results: $(CORE)
-	$(BIN)/cfbench generate --systems $(SERIES) --prompts $(PROMPTS) --seeds $(SEEDS) --out '$(RESULTS)'
+	$(BIN)/cfbench generate --systems $(SERIES) --prompts $(RESULT_PROMPTS) --seeds $(SEEDS) --out '$(RESULTS)'
 	$(BIN)/cfbench score --out '$(RESULTS)'
 	$(BIN)/cfbench recall --count $(PROBES) --free 3,12 --workers 0 --out '$(RESULTS)/recall' > /dev/null
 	rm -rf results/tiny/report

@@ -318,7 +318,7 @@ def time_table(
     ]
     columns = tuple(f"{time:g} s" for time in times)
     note = (
-        f"Means over half a second to both sides, by the {tier} tier's features. Brackets: 95 % "
+        f"Means of the windows around each time, by the {tier} tier's features. Brackets: 95 % "
         "interval, resampling prompts (from 5 on)."
     )
     return Table(
