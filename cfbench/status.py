@@ -4,20 +4,24 @@ Every driver leaves a beat in the store, which says what its workers have in han
 told follows from plan and records.
 """
 
+import contextlib
 import json
 import logging
+import threading
 import time
 import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
+from cfbench.errors import CfError
 from cfbench.fanout import Event
 from cfbench.store import LocalStore
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 2.0
+BEAT_S, AGAIN_S = 2.0, 20.0
+"""Between two beats at least, and at most: a job may last for minutes without any news of it."""
 STALE_S = 120.0
 """A beat that is older is of a driver that was killed."""
 RECENT_S = 600.0
@@ -26,7 +30,7 @@ BILLION = 1e9
 
 
 class Beat:
-    """What one driver's workers have in hand, written at most every ``BEAT_S``.
+    """What one driver's workers have in hand, written again and again while it lives.
 
     Use as a context manager: a driver that has ended leaves no beat.
 
@@ -38,27 +42,44 @@ class Beat:
         self._store = store
         self._name = f"beats/{uuid.uuid4().hex}.json"
         self._running: dict[int, tuple[str, float]] = {}
-        self._said = 0.0
+        self._said, self._changed = 0.0, False
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
 
     def follow(self, event: Event) -> None:
         """Take in the news of a task."""
-        if event.kind == "progress":
-            self._running.setdefault(event.task, (event.worker or "driver", time.time()))
-        else:
-            self._running.pop(event.task, None)
-        if time.monotonic() - self._said >= BEAT_S:
-            self._said = time.monotonic()
-            workers = [
-                {"worker": name, "since": round(since, 3)}
-                for name, since in sorted(self._running.values())
-            ]
-            tree = {"at": round(time.time(), 3), "running": workers}
-            self._store.keep(self._name, json.dumps(tree, sort_keys=True).encode())
+        with self._lock:
+            if event.kind == "progress":
+                self._running.setdefault(event.task, (event.worker or "driver", time.time()))
+            else:
+                self._running.pop(event.task, None)
+            self._changed = True
+            if time.monotonic() - self._said >= BEAT_S:
+                self._say()
+
+    def _say(self) -> None:
+        self._said, self._changed = time.monotonic(), False
+        workers = [
+            {"worker": name, "since": round(since, 3)}
+            for name, since in sorted(self._running.values())
+        ]
+        tree = {"at": round(time.time(), 3), "running": workers}
+        self._store.keep(self._name, json.dumps(tree, sort_keys=True).encode())
+
+    def _go_on(self) -> None:
+        """Says what runs where nobody brings news."""
+        while not self._ended.wait(BEAT_S):
+            with self._lock, contextlib.suppress(CfError):  # a full disk is the driver's to tell
+                if self._changed or time.monotonic() - self._said >= AGAIN_S:
+                    self._say()
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
         self._store.discard(self._name)
 
 

@@ -173,7 +173,7 @@ def survey(
         known |= {task.sha: result for task, result in zip(tasks, results, strict=True)}
     kept = {sha: known[sha] for sha in shas}
     written(out, kept, features)
-    return kept
+    return read(out, features)  # rounded, so that a report made again says the same
 
 
 def changes_s(prompt: Prompt) -> tuple[float, ...]:

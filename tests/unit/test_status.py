@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_a_beat_tells_what_each_worker_has_in_hand_and_ends_with_its_driver(tmp_
         path.write_text(json.dumps({**tree, "at": tree["at"] - 1000}))
         assert status(store)["running"] == {}
     assert list((tmp_path / "beats").iterdir()) == []
+
+
+def test_a_beat_goes_on_while_a_job_lasts_and_nobody_brings_news(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("cfbench.status.BEAT_S", 0.05)
+    monkeypatch.setattr("cfbench.status.AGAIN_S", 0.1)
+    store = planned(tmp_path, ["a", "b"])
+    with Beat(store) as beat:
+        beat.follow(Event("progress", 0, 0.0, worker="one"))
+        beat.follow(Event("progress", 1, 0.0, worker="two"))  # too soon to be told at once
+        (path,) = (tmp_path / "beats").glob("*.json")
+        first, end = json.loads(path.read_text())["at"], time.monotonic() + 10
+        while json.loads(path.read_text())["at"] < first + 0.3:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert {name.split()[-1] for name in status(store)["running"]} == {"one", "two"}
 
 
 def test_an_empty_store_has_no_rate_and_no_time_left(tmp_path: Path):

@@ -14,6 +14,7 @@ from cfbench.analysis.events import Event
 from cfbench.analysis.survey import Behaviour, behaviour_table, values_of
 from cfbench.analysis.surveying import write_survey
 from cfbench.analysis.worlds import RATE
+from cfbench.progress import Reporter
 from cfbench.render import markdown
 from cfbench.store import open_store
 from tests.helpers.bench import cfbench
@@ -56,6 +57,15 @@ def test_a_tree_gives_the_film_back():
     assert found.own is None
     (one,) = found.series
     assert (one.name, one.values_W.tolist()) == ("exposure", FADING.values_W.tolist())
+
+
+def test_what_is_returned_is_what_is_kept(root: Path, tmp_path: Path):
+    store, quiet = open_store(root), Reporter(quiet=True)
+    first = survey.survey(store, tmp_path, features="", workers=1, reporter=quiet)
+    again = survey.read(tmp_path, "")
+    for sha, one in first.items():
+        for mine, other in zip(one.series, again[sha].series, strict=True):
+            assert mine.values_W.tolist() == other.values_W.tolist()
 
 
 def test_films_that_nobody_looked_at_are_expected_and_not_scored():
