@@ -9,8 +9,8 @@ import torch
 from cfbench.errors import CfError
 from cfbench.speed import generate, generate_page, machines
 from cfbench.systems.timing import base, ours, run, several
-from cfbench.systems.timing.text import random_umt5
 from cfmodel.config import TextConfig
+from cfmodel.random_text import random_umt5
 
 FILES = {
     "wan/modules/attention.py": "",

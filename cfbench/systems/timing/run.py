@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfbench.errors import CfError
-from cfbench.systems.timing import decode, kernels, ours, peers, several, text
+from cfbench.systems.timing import decode, kernels, ours, peers, several
 from cfbench.systems.timing.base import (
     Maker,
     facts,
@@ -25,6 +25,7 @@ from cfbench.systems.timing.base import (
 from cfmodel.config import Attention, Experiment
 from cfmodel.io.codec import Codec
 from cfmodel.pipeline import choose_device
+from cfmodel.random_text import encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -246,4 +247,4 @@ def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[
 
     yield "decoder", alone
     yield "film", lambda: decode.beside(*made(), chunks)
-    yield "first", lambda: decode.first(*made(), text.encoder_of(bench.ours, bench.device))
+    yield "first", lambda: decode.first(*made(), encoder_of(bench.ours, bench.device))
