@@ -97,7 +97,11 @@ def generate(
     ] = None,
     rounds: Annotated[int, typer.Option(help="turns of each system")] = 6,
     burst: Annotated[int, typer.Option(help="chunks of a turn, the first not counted")] = 3,
-    decoder: Annotated[bool, typer.Option(help="time the decoder and films too")] = True,
+    parts: Annotated[
+        str,
+        typer.Option(help="some of kernels,systems,decoder,film,first,growth,several; else all"),
+    ] = "",
+    processes: Annotated[int, typer.Option(help="of several; 0 is one a GPU")] = 0,
     minutes: Annotated[float, typer.Option(help="begin nothing new after; 0 is never")] = 0.0,
     page: Annotated[bool, typer.Option("--page", help="only draw what is in the file")] = False,
 ) -> None:
@@ -111,11 +115,14 @@ def generate(
         if rounds < 1 or burst < 2 or minutes < 0:
             raise CfError("rounds are at least 1, a burst at least 2, minutes at least 0")
         asked = tuple(word.strip() for word in systems.split(",") if word.strip())
+        chosen = tuple(word.strip() for word in parts.split(",") if word.strip())
+        if set(chosen) - set(timing.PARTS):
+            raise CfError(f"--parts {parts}: expected some of {','.join(timing.PARTS)}")
         named = {"self-forcing": self_forcing, "longlive": longlive}
         checkouts = {name: path for name, path in named.items() if path is not None}
         plan = timing.Plan(
-            systems=asked or timing.SYSTEMS, rounds=rounds, burst=burst, decoder=decoder,
-            minutes=minutes,
+            systems=asked or timing.SYSTEMS, rounds=rounds, burst=burst,
+            parts=chosen or timing.PARTS, processes=processes, minutes=minutes,
         )  # fmt: skip
         bench = bench_of(preset, device, attention, checkouts)
         say(timing.measure(bench, plan, to, label), True)

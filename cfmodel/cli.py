@@ -79,8 +79,11 @@ def sample(
     fast: FastWords = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write films as H.264 while they are made."""
-    from cfmodel import presets
+    """Write films as H.264 while they are made.
+
+    Under torchrun all processes make each film together, and the first decodes and writes it.
+    """
+    from cfmodel import devices, pipeline, presets
     from cfmodel import sample as samples
     from cfmodel.nn.fast import fast_of
 
@@ -102,21 +105,25 @@ def sample(
     paths = samples.targets(scripts, out, folder=prompts is not None)
     for warning in samples.check_scripts(scripts, experiment):
         log.warning("warning: %s", warning)
-    result = samples.sample(
-        experiment,
-        scripts,
-        paths,
-        seconds=seconds,
-        seed=seed,
-        device=None if device == "auto" else device,
-        attention=cast(Any, attention),
-        after=after,
-        base=base,
-        image=image,
-        fast=fast_of(fast),
-    )
-    said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
-    _say(result if as_json else said)
+    with devices.joined(pipeline.choose_device(None if device == "auto" else device)) as place:
+        if devices.world().rank:
+            logging.getLogger().setLevel(logging.WARNING)
+        result = samples.sample(
+            experiment,
+            scripts,
+            paths,
+            seconds=seconds,
+            seed=seed,
+            device=str(place),
+            attention=cast(Any, attention),
+            after=after,
+            base=base,
+            image=image,
+            fast=fast_of(fast),
+        )
+        if devices.world().rank == 0:
+            said = [f"{film['out']}: {film['frames']} frames" for film in result["films"]]
+            _say(result if as_json else said)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.attention import resolve as resolve_attention
 from cfmodel.nn.fast import Fast, quicken
+from cfmodel.nn.spread import Spread
 from cfmodel.nn.transformer import VideoTransformer
 from cfmodel.presets import WAN_STUDENT
 from cfmodel.rollout import HashNoise
@@ -113,10 +114,19 @@ class Pipeline:
             self.codec.compile_parts()
         self.fast = fast
 
+    def spread_over(self, spread: Spread) -> None:
+        """Makes each film on several processes together; each asks for the same latents.
+
+        Raises:
+            ValueError: a frame's tokens do not divide equally.
+        """
+        self.model.spread_over(spread)
+
     def record(self) -> dict[str, str]:
         """What, beside the experiment, decides a film's bytes: device, dtype, attention, codec."""
         return {
             **({"fast": self.fast.words} if self.fast.words else {}),
+            **({"processes": str(self.model.spread.size)} if self.model.spread else {}),
             "device": self.device,
             "dtype": self.dtype,
             "attention": self.attention,

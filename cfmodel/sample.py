@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cfmodel.nn.fast import Fast
+    from cfmodel.pipeline import Pipeline, Request
 
 logger = logging.getLogger(__name__)
 
@@ -214,12 +215,17 @@ def sample(
     With ``after`` each film begins with the pictures of that film, cut to whole chunks, and goes on
     from them for ``seconds``; with ``image`` it begins with that picture, held for a chunk.
 
+    Joined processes (``cfmodel.devices``) make each film together; the first writes it, and is the
+    only one that returns films.
+
     Raises:
-        ValueError: weights, device or backend cannot be used.
+        ValueError: weights, device or backend cannot be used, or more than one process where a
+            frame's tokens do not divide among them.
         OSError: a film cannot be written; the part of it that was is removed.
     """
+    from cfmodel.devices import world
+    from cfmodel.nn.spread import Spread
     from cfmodel.pipeline import Request, load
-    from cfmodel.video import FilmWriter
 
     geometry = experiment.geometry
     chunks, wanted = geometry.chunks_for(seconds), max(1, round(seconds * geometry.fps))
@@ -230,23 +236,19 @@ def sample(
         chunks = math.ceil(wanted / (geometry.chunk * geometry.vae_stride[0]))
         wanted += history.shape[1]
     pipeline = load(experiment, device=device, attention=attention, base=base, fast=fast)
+    rank, size = world()
+    if size > 1:
+        pipeline.spread_over(Spread(rank, size))
     films = []
-    with _progress(chunks * len(scripts)) as advance:
+    with _progress(chunks * len(scripts), shown=rank == 0) as advance:
         for script, path in zip(scripts, paths, strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            began = time.monotonic()
             request = Request(script.id, script.segments, seed, script.switches)
-            with FilmWriter(
-                path, fps=geometry.fps, height=geometry.height, width=geometry.width
-            ) as writer:
-                if history is not None:
-                    writer.write(history[0].numpy())
-                for frames_BRYXC in pipeline.films([request], chunks, history=history):
-                    # The last chunk may reach beyond the seconds asked for.
-                    kept = frames_BRYXC[0, : wanted - writer.frames]
-                    writer.write(kept.numpy())
-                    advance(len(kept))
-            films.append(_made(path, script, seed, writer.frames, time.monotonic() - began))
+            if rank:
+                _helped(pipeline, request, chunks, history)
+                continue
+            began = time.monotonic()
+            frames = _written(pipeline, request, chunks, history, path, wanted, advance)
+            films.append(_made(path, script, seed, frames, time.monotonic() - began))
     return {
         "preset": f"{experiment.family}/{experiment.name}",
         "key": experiment.key(),
@@ -254,6 +256,40 @@ def sample(
         **pipeline.record(),
         "films": films,
     }
+
+
+def _written(
+    pipeline: "Pipeline",
+    request: "Request",
+    chunks: int,
+    history: "Tensor | None",
+    path: Path,
+    wanted: int,
+    advance: Callable[[int], None],
+) -> int:
+    """Makes a film's file; returns how many frames it has."""
+    from cfmodel.video import FilmWriter
+
+    geometry = pipeline.experiment.geometry
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FilmWriter(path, fps=geometry.fps, height=geometry.height, width=geometry.width) as writer:
+        if history is not None:
+            writer.write(history[0].numpy())
+        for frames_BRYXC in pipeline.films([request], chunks, history=history):
+            # The last chunk may reach beyond the seconds asked for.
+            kept = frames_BRYXC[0, : wanted - writer.frames]
+            writer.write(kept.numpy())
+            advance(len(kept))
+    return writer.frames
+
+
+def _helped(
+    pipeline: "Pipeline", request: "Request", chunks: int, history: "Tensor | None"
+) -> None:
+    """This process's share of a film that the first one decodes and writes."""
+    past = None if history is None else pipeline.encode(history)
+    for _ in pipeline.latents([request], chunks, history=past):
+        pass
 
 
 def read_history(path: Path, geometry: Geometry) -> "Tensor":
@@ -326,7 +362,7 @@ def _made(path: Path, script: Script, seed: int, frames: int, wall_s: float) -> 
 
 
 @contextmanager
-def _progress(chunks: int) -> Generator[Any]:
+def _progress(chunks: int, *, shown: bool) -> Generator[Any]:
     """A function to call with the frames of each finished chunk; tells of them on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -340,7 +376,7 @@ def _progress(chunks: int) -> Generator[Any]:
     )
     began, told = time.monotonic(), time.monotonic()
     done = frames = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("", total=chunks, rate=0.0)
 
         def advance(count: int) -> None:

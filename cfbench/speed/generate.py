@@ -37,6 +37,8 @@ LABELS = {
     "longlive": "LongLive 1.0, eager, window 12",
 }
 NO_LIMIT_S = 86_400.0
+PARTS = ("kernels", "systems", "decoder", "film", "first", "growth", "several")
+"""What is timed, in this order; each can be asked for alone."""
 TAIL = 600
 """Characters of an error that are kept."""
 ROUND_S = 1.6
@@ -47,14 +49,16 @@ ROUND_S = 1.6
 class Plan:
     """How much is timed: turns of so many chunks, the first not counted, of each system.
 
-    ``chunks`` are the decoder's, if it is timed at all; after ``minutes`` nothing new is begun.
+    ``chunks`` are timed in each other part of ``parts``, in the last by so many ``processes`` (0 is
+    one a GPU); after ``minutes`` nothing new is begun.
     """
 
     systems: tuple[str, ...] = SYSTEMS
     rounds: int = 6
     burst: int = 3
     chunks: int = 12
-    decoder: bool = True
+    parts: tuple[str, ...] = PARTS
+    processes: int = 0
     minutes: float = 0.0
 
     @property
@@ -124,10 +128,17 @@ def measure(bench: "Bench", plan: Plan, to: Path, label: str) -> dict[str, Any]:
 
     book = Book(to, label, plan.minutes)
     book.part("machine", lambda: run.facts(bench.device, bench.ours))
-    book.part("kernels", lambda: run.kernel_times(bench))
-    _systems(book, bench, plan)
-    if plan.decoder:
-        for name, make in run.decoded(bench, plan.chunks):
+    if "kernels" in plan.parts:
+        book.part("kernels", lambda: run.kernel_times(bench))
+    if "systems" in plan.parts:
+        _systems(book, bench, plan)
+    others = (
+        *run.decoded(bench, plan.chunks),
+        ("growth", lambda: run.grown(bench, plan.chunks)),
+        ("several", lambda: run.several_gpus(bench, plan.chunks, plan.processes)),
+    )
+    for name, make in others:
+        if name in plan.parts:
             book.part(name, make)
     book.save()
     return book.entry["summary"]
@@ -176,9 +187,15 @@ def summary(entry: Mapping[str, Any]) -> dict[str, Any]:
     if "decoder" in entry:
         told["decoder_ms"] = statistics.median(entry["decoder"]["samples_ms"])
     if "film" in entry:
-        film = entry["film"]
-        told["film_ms"], told["first_frames_s"] = film["median_ms"], film["first_frames_s"]
-        told["film_gib"] = film.get("total_gib")
+        told["film_ms"] = entry["film"]["median_ms"]
+        told["film_gib"] = entry["film"].get("total_gib")
+    if "first" in entry:
+        told["first_frames_s"] = statistics.median(entry["first"]["samples_s"])
+    if "growth" in entry:
+        early, late = (statistics.median(entry["growth"][name]) for name in ("early_ms", "late_ms"))
+        told["growth_10min"] = late / early
+    if "several" in entry:
+        told |= {name: entry["several"][name] for name in ("prompts_times", "film_times")}
     return told
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cfmodel.nn.attention import AttentionFn
 from cfmodel.nn.masks import Mask
 from cfmodel.nn.rope import RotaryTable, rotate
+from cfmodel.nn.spread import Spread
 
 TIMESTEPS = 1000
 SINUSOID_PERIOD = 10_000.0
@@ -145,13 +146,17 @@ class Own(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self-attention, text cross-attention and MLP, the first and last modulated per frame."""
+    """Self-attention, text cross-attention and MLP, the first and last modulated per frame.
+
+    With ``spread`` its tokens are a share of each frame's; keys and values are of all of them.
+    """
 
     def __init__(
         self, width: int, heads: int, ffn: int, eps: float, attention: AttentionFn
     ) -> None:
         super().__init__()
         self.eps = eps
+        self.spread: Spread | None = None
         self.modulation = nn.Parameter(torch.empty(1, MODULATIONS, width))
         self.attn = SelfAttention(width, heads, eps, attention)
         self.cross_norm = nn.LayerNorm(width, eps=eps)
@@ -187,7 +192,7 @@ class Block(nn.Module):
             keep: whether keys (without rotary phase) and values are asked for.
         """
         if memory is None or torch.is_grad_enabled():
-            own = self.enter(x_BFPE, time_BF6E, table, None, keep)
+            own = self._gathered(self.enter(x_BFPE, time_BF6E, table, None, keep), x_BFPE.shape[1])
             k, v = _joined(own, memory)
         else:
             own = self._in_room(x_BFPE, time_BF6E, table, memory, keep)
@@ -206,15 +211,24 @@ class Block(nn.Module):
         keep: bool,
     ) -> Own:
         """A pass's own tokens, whose keys and values are in the room behind those of the memory."""
-        size = x_BFPE.shape[1] * x_BFPE.shape[2]
-        if memory[0].shape[0] == 1:
+        if memory[0].shape[0] == 1 and self.spread is None:
+            size = x_BFPE.shape[1] * x_BFPE.shape[2]
             # Views whose strides do not tell the size of the memory, on which compiled programs
             # would depend.
             room = (memory[0][0, -size:][None], memory[1][0, -size:][None])
             return self.enter(x_BFPE, time_BF6E, table, room, keep)._replace(v=room[1])
-        own = self.enter(x_BFPE, time_BF6E, table, None, keep)
+        own = self._gathered(self.enter(x_BFPE, time_BF6E, table, None, keep), x_BFPE.shape[1])
+        size = own.pair[0].shape[1]
         memory[0][:, -size:], memory[1][:, -size:] = own.pair
         return own
+
+    def _gathered(self, own: Own, frames: int) -> Own:
+        """Own queries, and keys and values of all processes."""
+        if self.spread is None:
+            return own
+        kept = () if own.plain_k is None else (own.plain_k,)
+        k, v, *plain = self.spread.whole((*own.pair, *kept), frames)
+        return Own(own.q, k, v, plain[0] if plain else None)
 
     def _modulation(self, time_BF6E: Tensor) -> tuple[Tensor, ...]:
         return (self.modulation.float() + time_BF6E).unsqueeze(3).unbind(2)

@@ -15,6 +15,8 @@ from cfmodel.nn.attention import AttentionFn, KVView, PreparedView, mask_form, s
 from cfmodel.nn.layers import MODULATIONS, Block, Head, patchify, sinusoid, unpatchify
 from cfmodel.nn.masks import Form, Mask
 from cfmodel.nn.prepare import Preparer, turn
+from cfmodel.nn.rope import RotaryTable
+from cfmodel.nn.spread import Spread
 
 EMBED_STD = 0.02
 
@@ -98,7 +100,22 @@ class VideoTransformer(nn.Module):
         )
         self.head = Head(width, patch_size, config.eps)
         self.preparer = Preparer(geometry, config.head_dim)
+        self.spread: Spread | None = None
         self.reset_parameters()
+
+    def spread_over(self, spread: Spread) -> None:
+        """Shares the tokens of every pass out among processes, which then run all passes together.
+
+        Each gives and returns whole frames; without gradients.
+
+        Raises:
+            ValueError: a frame's tokens do not divide equally.
+        """
+        spread.check(self.geometry.tokens_per_frame)
+        self.spread = spread
+        for block in self.blocks:
+            assert isinstance(block, Block), "a transformer is made of blocks"
+            block.spread = spread
 
     def compile_parts(self) -> None:
         """Has the compiler make one program of each block, and one of the rotation of keys.
@@ -184,23 +201,32 @@ class VideoTransformer(nn.Module):
         """
         frames = x_BFCXY.shape[1]
         self._check(frames, x_BFCXY, text, context, positions is not None or mask is not None)
-        x_BFPE = self.patch_embed(patchify(x_BFCXY, self.patch)).to(x_BFCXY.dtype)
+        patches_BFPE = patchify(x_BFCXY, self.patch)
+        if self.spread is not None:
+            patches_BFPE = self.spread.mine(patches_BFPE)
+        x_BFPE = self.patch_embed(patches_BFPE).to(x_BFCXY.dtype)
         time_BFE, time_BF6E = self._time(sigma_BF)
         if positions is None:
             positions = torch.arange(frames, device=x_BFCXY.device)
         table = self.preparer.table(positions) if context is None else context[0].query_table
+        shares = _Shares(self.spread, frames)
         memory = None
         kv = []
         for layer, block in enumerate(self.blocks):
             if context is not None:
                 view = context[layer]
                 table, mask, memory = view.query_table, view.mask, (view.k_BKHD, view.v_BKHD)
+            rows = shares.of(table, mask)
             x_BFPE, k_BLHD, v_BLHD = block(
-                x_BFPE, time_BF6E, (text.k[layer], text.v[layer]), table, mask, memory, return_kv
+                x_BFPE, time_BF6E, (text.k[layer], text.v[layer]), *rows, memory, return_kv
             )
             if return_kv:
                 kv.append((k_BLHD, v_BLHD))
-        v_BFCXY = unpatchify(self.head(x_BFPE, time_BFE), self.patch, self.grid)
+        out_BFPE = self.head(x_BFPE, time_BFE)
+        if self.spread is not None:
+            (out_BLE,) = self.spread.whole([out_BFPE.flatten(1, 2)], frames)
+            out_BFPE = out_BLE.unflatten(1, (frames, -1))
+        v_BFCXY = unpatchify(out_BFPE, self.patch, self.grid)
         return Output(v_BFCXY, kv if return_kv else None)
 
     def _check(
@@ -228,3 +254,19 @@ class VideoTransformer(nn.Module):
             time_BFE = self.time_embed(sinusoid(sigma_BF, self.config.freq_width).to(dtype))
             time_BF6E = self.time_project(time_BFE).unflatten(-1, (MODULATIONS, -1))
             return time_BFE.float(), time_BF6E.float()
+
+
+class _Shares:
+    """Tables and masks of a process's own tokens; layers that share one share its part too."""
+
+    def __init__(self, spread: Spread | None, frames: int) -> None:
+        self._spread, self._frames = spread, frames
+        self._tables: dict[int, RotaryTable] = {}
+
+    def of(self, table: RotaryTable, mask: Mask | None) -> tuple[RotaryTable, Mask | None]:
+        """Those of a layer."""
+        if self._spread is None:
+            return table, mask
+        if id(table) not in self._tables:
+            self._tables[id(table)] = self._spread.table(table, self._frames)
+        return self._tables[id(table)], self._spread.mask(mask, self._frames)

@@ -4,10 +4,13 @@ import json
 import sys
 
 import pytest
+import torch
 
 from cfbench.errors import CfError
 from cfbench.speed import generate, generate_page, machines
-from cfbench.systems.timing import base, ours, run
+from cfbench.systems.timing import base, ours, run, several
+from cfmodel.config import TextConfig
+from cfmodel.random_text import random_umt5
 
 FILES = {
     "wan/modules/attention.py": "",
@@ -60,6 +63,9 @@ def test_what_fails_is_told_and_the_same_command_goes_on(bench, tmp_path):
     assert told["systems"]["ours/off"]["error"] == 0
     assert told["systems"]["self-forcing"]["chunks"] == plan.wanted
     assert told["film_ms"] > 0
+    assert told["first_frames_s"] > 0
+    assert 0 < told["growth_10min"] < 10
+    assert told["failed"]["several"].endswith("needs two GPUs")
     assert not {"wan", "utils"} & (set(sys.modules) - before)
     before = json.loads(to.read_text())["machines"]["here"]["systems"]["ours/off"]
     generate.measure(bench, plan, to, "here")
@@ -76,6 +82,28 @@ def test_no_part_begins_after_the_time(bench, tmp_path):
     told = generate.measure(bench, generate.Plan(minutes=1e-9), tmp_path / "g.json", "here")
     assert told["systems"] == {}
     assert told["failed"]["kernels"] == "no time was left"
+
+
+def test_a_random_umt5_reads_texts_of_any_length():
+    config = TextConfig(kind="umt5", width=16, tokens=6)
+    encoder = random_umt5(config, torch.device("cpu"), layers=1, heads=2, ffn=8)
+    short, long = encoder.encode(["a fox", "a fox " * 9])
+    assert short.shape == long.shape == (6, 16)
+    assert short.isfinite().all()
+    assert long.isfinite().all()
+    assert short[:3].any(1).all()
+    assert not short[3:].any()
+    assert long.any(1).all()
+
+
+@pytest.mark.slow
+def test_two_processes_are_timed_beside_one(bench, tmp_path):
+    plan = generate.Plan(parts=("several",), chunks=2, processes=2)
+    told = generate.measure(bench, plan, tmp_path / "g.json", "here")
+    assert (told["systems"], told["failed"]) == ({}, {})
+    found = json.loads((tmp_path / "g.json").read_text())["machines"]["here"]["several"]
+    assert set(found["ms"]) == {"one", "prompts", *several.SPREAD}
+    assert told["prompts_times"] == 2 * found["ms"]["one"] / found["ms"]["prompts"]
 
 
 def test_arithmetic_of_a_chunk_is_that_of_the_published_floors():

@@ -4,7 +4,7 @@ Dims: B batch, L tokens of a chunk, H heads, D head dim, G texts, S text tokens,
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from cfmodel.flow import FewStep
 from cfmodel.memory.slots import SlotMemory
 from cfmodel.nn.attention import AttentionFn, ChunkKV
 from cfmodel.nn.fast import Fast, fast_of, quicken
+from cfmodel.nn.spread import Spread
 from cfmodel.nn.transformer import TextKV, VideoTransformer
 from cfmodel.pipeline import choose_attention
 from cfmodel.rollout import HashNoise, rollout
@@ -43,16 +44,28 @@ def choices(words: str) -> Fast:
         raise CfError(str(error)) from error
 
 
+def backend_of(name: str) -> Attention:
+    """The attention backend of a word of the command line.
+
+    Raises:
+        CfError: there is none of that name.
+    """
+    backends: dict[str, Attention] = {known: known for known in get_args(Attention)}
+    if name not in backends:
+        raise CfError(f"--attention {name}: expected one of {', '.join(backends)}")
+    return backends[name]
+
+
 @torch.no_grad()
 def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
-    """Commits random keys and values, of which each candidate is surprising.
+    """Commits random keys and values up to so many chunks, of which each candidate is surprising.
 
     bfloat16 can hold them, so that memories of any dtype hold the same.
     """
     sizes, held = memory.buffers.sizes, memory.buffers.k
     shape = (sizes.batch, memory.geometry.chunk * sizes.tokens, *sizes.head)
     generator = torch.Generator(held.device).manual_seed(seed_for("speed", "memory"))
-    for chunk in range(chunks):
+    for chunk in range(memory.frames // memory.geometry.chunk, chunks):
         k, v = (
             torch.randn(shape, generator=generator, device=held.device).bfloat16().to(held.dtype)
             for _ in range(2)
@@ -64,7 +77,8 @@ def fill(memory: SlotMemory, chunks: int = STEADY_CHUNKS) -> None:
 class Ours:
     """One preset, made fast in one way.
 
-    ``dtype`` is of weights, memory and latents.
+    ``dtype`` is of weights, memory and latents. With ``spread`` joined processes make each chunk
+    together.
     """
 
     def __init__(
@@ -75,11 +89,14 @@ class Ours:
         device: torch.device,
         dtype: torch.dtype,
         attention: Attention = "auto",
+        spread: Spread | None = None,
     ) -> None:
         self.experiment, self.fast, self.device, self.dtype = experiment, fast, device, dtype
         backend, attend = choose_attention(attention, device)
         self.model = student(experiment, attend, device, dtype)
         quicken(self.model, fast)
+        if spread is not None:
+            self.model.spread_over(spread)
         self.memory = SlotMemory(
             experiment.memory, experiment.geometry, experiment.model,
             batch=1, device=device, dtype=dtype,

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfbench.errors import CfError
-from cfbench.systems.timing import decode, kernels, ours, peers
+from cfbench.systems.timing import decode, kernels, ours, peers, several
 from cfbench.systems.timing.base import (
     Maker,
     facts,
@@ -23,7 +23,9 @@ from cfbench.systems.timing.base import (
     work_of,
 )
 from cfmodel.config import Attention, Experiment
+from cfmodel.io.codec import Codec
 from cfmodel.pipeline import choose_device
+from cfmodel.random_text import encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ FAILURES = (
 WARM = 6
 """Chunks before times are taken: in them parts compile and passes are recorded."""
 COMPILED = "compiled"
+EARLY_S, LATE_S = 30.0, 600.0
+"""Lengths of film at which chunks are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +69,10 @@ def bench_of(family: str, device: str, attention: str, checkouts: Mapping[str, P
     Raises:
         CfError: no such device, backend or family.
     """
-    backends: dict[str, Attention] = {name: name for name in get_args(Attention)}
-    if attention not in backends:
-        raise CfError(f"--attention {attention}: expected one of {', '.join(backends)}")
+    backend = ours.backend_of(attention)
     try:
         where = choose_device(device)
-        bench = Bench(
-            family=family, device=where, attention=backends[attention], checkouts=checkouts
-        )
+        bench = Bench(family=family, device=where, attention=backend, checkouts=checkouts)
         bench.ours.key()
     except ValueError as error:
         raise CfError(str(error)) from error
@@ -162,21 +162,26 @@ class Built:
 
     def sample(self, burst: int) -> list[float]:
         """Milliseconds of chunks that follow another without a wait: all but a burst's first."""
-        found = list[float]()
-        if self._device.type != "cuda":
-            for _ in range(burst):
-                began = time.perf_counter()
-                self.maker.step()
-                found.append(1000 * (time.perf_counter() - began))
-            return found[1:]
-        marks = list[torch.cuda.Event]()
+        return sampled(self.maker, self._device, burst)
+
+
+def sampled(maker: Maker, device: torch.device, burst: int) -> list[float]:
+    """Milliseconds of all chunks of a burst but its first, which follows a wait."""
+    found = list[float]()
+    if device.type != "cuda":
         for _ in range(burst):
-            self.maker.step()
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record()
-            marks.append(mark)
-        settle(self._device)
-        return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+            began = time.perf_counter()
+            maker.step()
+            found.append(1000 * (time.perf_counter() - began))
+        return found[1:]
+    marks = list[torch.cuda.Event]()
+    for _ in range(burst):
+        maker.step()
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        marks.append(mark)
+    settle(device)
+    return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
 
 
 def _ours(bench: Bench, row: str, words: str) -> Maker:
@@ -200,8 +205,31 @@ def _theirs(bench: Bench, name: str, dtype: torch.dtype) -> Maker:
     )  # fmt: skip
 
 
+def grown(bench: Bench, chunks: int) -> dict[str, Any]:
+    """Times of chunks 30 seconds and 10 minutes into a film, whose frames between are random.
+
+    Only their keys and values are, so that nobody waits for ten minutes of film.
+    """
+    made = _ours(bench, "ours", "auto" if bench.device.type == "cuda" else "off")
+    assert isinstance(made, ours.Ours), "one of ours"
+    timed: dict[str, Any] = {}
+    for name, seconds in (("early_ms", EARLY_S), ("late_ms", LATE_S)):
+        ours.fill(made.memory, bench.ours.geometry.chunks_for(seconds))
+        for _ in range(WARM):
+            made.step()
+        timed[name] = sampled(made, bench.device, chunks + 1)
+    return timed
+
+
+def several_gpus(bench: Bench, chunks: int, processes: int) -> dict[str, Any]:
+    """Many prompts, and one film, on several GPUs beside one; 0 processes are one a GPU."""
+    gpus = torch.cuda.device_count() if bench.device.type == "cuda" else 1
+    tidy(bench.device)
+    return several.together(bench.family, bench.attention, bench.device, chunks, processes or gpus)
+
+
 def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Parts with the decoder, by name: alone, and beside the generator."""
+    """Parts with the decoder, by name: alone, beside the generator, and a film's beginning."""
     compiled = bench.device.type == "cuda"
     held: dict[str, Any] = {}
 
@@ -210,13 +238,13 @@ def decoded(bench: Bench, chunks: int) -> Iterator[tuple[str, Callable[[], dict[
         held["codec"] = decode.codec_of(bench.ours, bench.device, compiled=compiled)
         return decode.alone(bench.ours, held["codec"], bench.device, chunks)
 
-    def beside() -> dict[str, Any]:
+    def made() -> tuple[ours.Ours, Codec]:
         if "codec" not in held:
             held["codec"] = decode.codec_of(bench.ours, bench.device, compiled=compiled)
-        words = "auto" if compiled else "off"
-        made = _ours(bench, "ours", words)
-        assert isinstance(made, ours.Ours), "one of ours"
-        return decode.beside(made, held["codec"], chunks)
+        found = _ours(bench, "ours", "auto" if compiled else "off")
+        assert isinstance(found, ours.Ours), "one of ours"
+        return found, held["codec"]
 
     yield "decoder", alone
-    yield "film", beside
+    yield "film", lambda: decode.beside(*made(), chunks)
+    yield "first", lambda: decode.first(*made(), encoder_of(bench.ours, bench.device))
